@@ -1,0 +1,129 @@
+"""What a core asks for. Frozen data, no logic.
+
+The driver carries these out in order and answers with events. It never waits for a peer: a frame that doesn't fit into the
+peer's bounded queue is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from protocols.identity import PeerId
+from protocols.merkle import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Open a link. Answered by `PeerUp` or `DialFailed`. `peer` None: whoever the address (with its /p2p/ part) names."""
+
+    peer: PeerId | None
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup:
+    """Close the link to `peer` once what is queued for it has been sent (or a short deadline is over)."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Queue one control frame for `peer`."""
+
+    peer: PeerId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlob:
+    """Queue chunks `first` to `first + count - 1` of blob `digest` for `peer`, behind control frames.
+
+    `protocols.transfer.blob_frames` makes the frames. A blob that the driver no longer has is answered with
+    `wire.Gone(digest)`.
+    """
+
+    peer: PeerId
+    digest: Digest
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteChunk:
+    """Keep a verified piece of blob `digest` (`size` bytes in all) at byte `offset`."""
+
+    digest: Digest
+    size: int
+    offset: int
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Blob `digest`, whole or partial, is not needed any more."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Run `steps` local optimizer steps on the current model. Answered by `Trained`."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A blob to merge and its weight (positive, any scale)."""
+
+    digest: Digest
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Merge the current model (weight `own_weight`) with `inputs`, all whole and verified. Answered by `Merged`."""
+
+    own_weight: float
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Make this record durable before anything is said under its sequence number. Answered by `Stored`.
+
+    `age`: local updates the model has seen, as in gossip learning. `steps`: optimizer steps this node has done itself.
+    """
+
+    sequence: int
+    age: int
+    steps: int
+    digest: Digest
+
+
+class Kind(Enum):
+    """What a `Report` is about; the driver turns these into log lines and counters."""
+
+    PEER_FAULT = "peer_fault"  # a peer broke the protocol; text gives the reason and the penalty
+    REFUSED = "refused"  # another swarm, schema or version: one sentence, said on both sides
+    JOINED = "joined"  # a peer entered our active view
+    LEFT = "left"  # a peer left our active view
+    MERGED = "merged"  # a merge was kept
+    MERGE_REFUSED = "merge_refused"  # a merge was done but not kept
+    TRANSFER_FAILED = "transfer_failed"  # a model was not fetched from anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something a person or a metric should know."""
+
+    kind: Kind
+    peer: PeerId | None
+    text: str
+    penalty: float = 0.0
+
+
+Effect = Dial | Hangup | Send | SendBlob | WriteChunk | Discard | Train | Merge | Store | Report

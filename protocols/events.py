@@ -1,0 +1,102 @@
+"""What a core is told. Frozen data, no logic.
+
+A driver (daemon or simulator) turns what happens in its world into these and hands them to `Core.handle(event, now)`, one
+at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.identity import PeerId
+from protocols.merkle import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """An authenticated link to `peer` is open; `dialled` when we opened it. At most one link a peer is up at a time."""
+
+    peer: PeerId
+    address: str
+    dialled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The link to `peer` is gone, whoever closed it."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """A `Dial` effect came to nothing. `peer` is None when the dialled address named no peer id."""
+
+    peer: PeerId | None
+    addresses: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Bytes that `peer` sent us, one whole frame."""
+
+    peer: PeerId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing but time has passed: the core's `deadline` was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A `Train` effect is done: the model is now `digest` (`size` bytes) after `steps` more local steps.
+
+    `loss` is the mean training loss over those steps (task's unit).
+    """
+
+    digest: Digest
+    size: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A `Merge` effect is done: the model is now `digest`.
+
+    `kept` is False when the merge was refused as a whole and the model stays what it was before. `faults` names the inputs that were not
+    what their authors signed for (not finite, wrong shape), with the reason.
+    """
+
+    digest: Digest
+    size: int
+    kept: bool
+    used: tuple[Digest, ...]
+    faults: tuple[tuple[Digest, str], ...] = ()
+    loss: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A `Store` effect is durable: the record with this `sequence` survives a crash."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A person or discovery tells of addresses (multiaddrs) where members may be found."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Say goodbye to everybody; the driver stops the core afterwards."""
+
+
+Event = PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored | Join | Leave
