@@ -68,8 +68,8 @@ class Trained:
 class Merged:
     """A `Merge` effect is done: the model is now `digest`.
 
-    `kept` is False when the merge was refused as a whole and the model stays what it was before. `faults` names the inputs that were not
-    what their authors signed for (not finite, wrong shape), with the reason.
+    `kept` is False when the merge was refused as a whole and the model stays what it was before. `faults` names the inputs
+    that were not what their authors signed for (not finite, wrong shape), with the reason.
     """
 
     digest: Digest

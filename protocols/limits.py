@@ -1,0 +1,84 @@
+"""Every bound of the protocols, in one place, with its unit in the name and its reason beside it.
+
+Times are seconds, sizes are bytes. "guess" means that nobody has measured a better value yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of anything a core keeps, accepts or waits for. Presets below; override with `dataclasses.replace`."""
+
+    # wire
+    frame_bytes_max: int = 16 * 1024  # control frames; the largest honest one (a shuffle) stays under 8 KiB
+    address_bytes_max: int = 256  # a multiaddr with a DNS name (253 at most) or a relay; longer ones are junk
+    addresses_max: int = 4  # per contact: a node behind NAT has one or two that matter (guess)
+    text_bytes_max: int = 200  # reasons said in a goodbye: one sentence
+
+    # membership; HyParView (Leitão et al. 2007) §4.3 uses 5 / 30 / 6 / 3 for 10,000 nodes
+    active_view_max: int = 5  # fan-out 4 plus one; paper
+    active_view_min: int = 3  # below this we look for more peers (guess: one more than a ring needs)
+    passive_view_max: int = 30  # paper
+    walk_hops_active: int = 6  # hops a newcomer's introduction travels; paper: ARWL
+    walk_hops_passive: int = 3  # where it is kept for later; paper: PRWL
+    shuffle_active_max: int = 3  # contacts from each view in a shuffle; paper: ka, kp
+    shuffle_passive_max: int = 4
+    shuffle_s: float = 10.0  # paper leaves it open; a few hundred bytes each time
+    probe_s: float = 5.0  # a link silent for so long is asked for a sign of life (memberlist LAN: 1 s, WAN: 5 s)
+    probe_timeout_s: float = 5.0  # and has so long to give it, times our own health score (memberlist WAN: 3 s)
+    probe_retries_max: int = 2  # unanswered probes in a row until a peer counts as dead (guess)
+    health_score_max: int = 8  # Lifeguard §IV: awareness multiplier's upper bound S
+    late_tick_s: float = 1.0  # a timer this late says that we are slow, not our peers (guess)
+    hello_s_max: float = 10.0  # a link that hasn't said who it is by then is closed (Issue 3: handshake 10 s)
+    links_max: int = 32  # links up at once, members or not: a bound on state per peer
+    dials_max: int = 4  # dials in flight (guess)
+    redial_s_min: float = 1.0  # backoff for an address that failed, doubled each time, with jitter
+    redial_s_max: float = 60.0  # a node that starts alone asks its bootstraps at least this often
+    refused_s: float = 300.0  # a peer of another swarm or schema isn't dialled again for so long
+    contacts_known_max: int = 256  # remembered backoffs, refusals: a table that strangers can grow
+
+    # scoring
+    penalty_graylist: float = 100.0  # points at which a peer is hung up on and not let in again
+    penalty_half_life_s: float = 300.0  # honest but broken peers recover (gossipsub decays over minutes)
+    scores_max: int = 1024  # peers remembered after a disconnect; the least guilty are forgotten first
+
+    # offers and transfers
+    model_bytes_max: int = 2 << 30  # one model; the schema fixes the true size, this caps what a schema may ask
+    offers_per_peer_max: int = 16  # candidates kept for one peer's link: newest of each author (relaying comes later)
+    offers_max: int = 64  # candidates in all
+    offer_age_s_max: float = 600.0  # since we received it; an older model is stale (guess; adaptive later)
+    offers_per_s_max: float = 20.0  # more than this from one link is a flood
+    fetches_max: int = 4  # models fetched at once: memory is reserved only for these
+    fetch_bytes_max: int = 4 << 30  # and this much in all
+    window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer
+    chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (issue 3: chunk gap 60 s)
+    serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
+    serve_digests_max: int = 64  # (peer, digest) pairs whose serving is counted
+    own_models_kept: int = 3  # of our own past models still served: an offer may be answered late
+    models_ready_max: int = 8  # fetched and waiting for the next merge
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"limit {name} must be above zero")
+        if self.active_view_min > self.active_view_max:
+            raise ValueError("active_view_min is above active_view_max")
+
+
+LAPTOP = Limits()
+
+# A small board on a thin link: fewer peers, one transfer at a time.
+EDGE = replace(
+    LAPTOP,
+    active_view_max=3,
+    active_view_min=2,
+    links_max=8,
+    fetches_max=1,
+    models_ready_max=2,
+    model_bytes_max=64 << 20,
+    fetch_bytes_max=128 << 20,
+    window_chunks=4,
+)
