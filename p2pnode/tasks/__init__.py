@@ -1,0 +1,1 @@
+"""The built-in tasks: real data that is at hand, and small networks for it."""
