@@ -32,7 +32,9 @@ class Limits:
     probe_retries_max: int = 2  # unanswered probes in a row until a peer counts as dead (guess)
     health_score_max: int = 8  # Lifeguard §IV: awareness multiplier's upper bound S
     late_tick_s: float = 1.0  # a timer this late says that we are slow, not our peers (guess)
-    hello_s_max: float = 10.0  # a link that hasn't said who it is by then is closed (Issue 3: handshake 10 s)
+    hello_s_max: float = 10.0  # a link that hasn't said who it is by then is closed (libp2p DoS guide: one deadline per phase)
+    frames_per_s_max: float = 100.0  # control frames from one link; honest ones send a few
+    frames_burst_max: float = 500.0  # what may come at once, after a quiet time
     links_max: int = 32  # links up at once, members or not: a bound on state per peer
     dials_max: int = 4  # dials in flight (guess)
     redial_s_min: float = 1.0  # backoff for an address that failed, doubled each time, with jitter
@@ -47,14 +49,16 @@ class Limits:
 
     # offers and transfers
     model_bytes_max: int = 2 << 30  # one model; the schema fixes the true size, this caps what a schema may ask
-    offers_per_peer_max: int = 16  # candidates kept for one peer's link: newest of each author (relaying comes later)
-    offers_max: int = 64  # candidates in all
+    offers_max: int = 64  # candidates in all: the newest of each author
+    authors_max: int = 4096  # authors whose last merged sequence number is remembered
+    age_max: int = 1 << 48  # a claimed age above this is a lie, and would overflow ours
+    weight_ratio_max: float = 16.0  # no model outweighs our own more than this, whatever its author claims (guess)
     offer_age_s_max: float = 600.0  # since we received it; an older model is stale (guess; adaptive later)
-    offers_per_s_max: float = 20.0  # more than this from one link is a flood
     fetches_max: int = 4  # models fetched at once: memory is reserved only for these
     fetch_bytes_max: int = 4 << 30  # and this much in all
     window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer
-    chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (issue 3: chunk gap 60 s)
+    chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
+    serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB
     serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
     serve_digests_max: int = 64  # (peer, digest) pairs whose serving is counted
     own_models_kept: int = 3  # of our own past models still served: an offer may be answered late

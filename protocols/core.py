@@ -1,0 +1,391 @@
+"""One participant, composed of membership, transfers, scoring and gossip.
+
+The contract with whoever drives it: `handle(event, now)` is called for everything that happens, one call at a time, and returns the
+effects to carry out, in order; `handle(Tick(), t)` is called at or after `deadline`. The core never reads a clock, a socket, a
+file or global randomness, and never waits. Only bytes come from peers, and whatever they are, `handle` returns: a peer's fault
+becomes penalty points and a report, never an exception.
+
+A link is greeted first: both sides send a hello (swarm and schema digests), and only if these agree is anything else listened to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from protocols.dialling import Target
+from protocols.effects import Effect, Hangup, Kind
+from protocols.errors import RemoteError
+from protocols.events import DialFailed, Event, Frame, Join, Leave, Merged, PeerDown, PeerUp, Stored, Tick, Trained
+from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
+from protocols.identity import Identity, PeerId, peer_text
+from protocols.limits import LAPTOP, Limits
+from protocols.links import Link, State, new_link
+from protocols.membership import Membership
+from protocols.messages import (
+    Bye,
+    Chunk,
+    Contact,
+    ForwardJoin,
+    Gone,
+    Goodbye,
+    Hello,
+    Message,
+    Neighbour,
+    NeighbourReply,
+    Ping,
+    Pong,
+    Shuffle,
+    SignedOffer,
+    Want,
+)
+from protocols.randomness import Randomness
+from protocols.scoring import Scores
+from protocols.transfer import Holdings, Transfers
+from protocols.turn import Turn
+from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode
+
+__all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
+
+PENALTY_RUDE = 40.0  # talks before it has said hello, or says hello twice
+REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
+
+
+def swarm_digest(name: str) -> bytes:
+    """What a swarm's name looks like on the wire: 16 bytes."""
+    return sha256(b"p2pnode/1 swarm\x00" + name.encode()).digest()[:SWARM_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """What a core is told at birth. `schema`: 16-byte digest of the model's schema. `neighbours`: a fixed topology, or None."""
+
+    swarm: str
+    schema: bytes
+    samples: int
+    limits: Limits = LAPTOP
+    gossip: GossipSettings = GossipSettings()
+    neighbours: tuple[Contact, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.schema) != SCHEMA_BYTES:
+            raise ValueError(f"a schema digest has {SCHEMA_BYTES} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What we know of a connected peer. Times in seconds of the driver's clock; `score`: penalty points."""
+
+    peer: PeerId
+    address: str
+    addresses: tuple[str, ...]
+    active: bool
+    since: float
+    round_trip_s: float | None
+    offers: int
+    merges: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a core, for people, metrics and checks."""
+
+    peers: tuple[PeerStatus, ...]
+    active_count: int
+    passive_count: int
+    known: tuple[Contact, ...]  # contacts worth remembering across a restart
+    phase: Phase
+    digest: bytes
+    age: int
+    steps: int
+    sequence: int
+    merges: int
+    merges_refused: int
+    models_ready: int
+    offers_known: int
+    fetches: int
+    blobs_held: int
+    health: int
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class Core:
+    """One participant. Never reads a clock, a socket, a file or global randomness."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: CoreSettings,
+        model: ModelState,
+        randomness: Randomness,
+        now: float,
+        addresses: tuple[str, ...] = (),
+        contacts: tuple[Contact, ...] = (),
+    ) -> None:
+        """`addresses`: where we can be dialled (multiaddrs). `contacts`: members remembered from before."""
+        limits = settings.limits
+        self._settings, self._limits = settings, limits
+        self._swarm = swarm_digest(settings.swarm)
+        self._links: dict[PeerId, Link] = {}
+        self._scores = Scores(limits)
+        self._holdings = Holdings()
+        self._transfers = Transfers(limits, self._holdings)
+        self._members = Membership(identity.peer, limits, randomness, self._links, now, contacts, settings.neighbours)
+        self._members.addresses = addresses[: limits.addresses_max]
+        scope = self._swarm + settings.schema
+        self._gossip = Gossip(
+            identity, scope, settings.gossip, limits, settings.samples, model, randomness,
+            self._members.active, self._transfers, self._holdings, now,
+        )  # fmt: skip
+        self._faults: dict[str, int] = {}
+        self._leaving = False
+        self._deadline = now
+
+    @property
+    def deadline(self) -> float:
+        """Call `handle(Tick(), t)` at or after this time (seconds; infinite when there is nothing to wait for)."""
+        return self._deadline
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take note of `event` at `now` (seconds, never going back) and say what to do."""
+        turn = Turn(now)
+        if isinstance(event, Tick):
+            self._members.liveness.ticked(now - self._deadline)
+        self._dispatch(event, turn)
+        if not self._leaving and now >= self._next_deadline():
+            self._tick(turn)
+        self._deadline = self._next_deadline()
+        return turn.effects
+
+    def _dispatch(self, event: Event, turn: Turn) -> None:
+        match event:
+            case Frame(peer, data):
+                self._on_frame(peer, data, turn)
+            case PeerUp(peer, address, dialled):
+                self._on_up(new_link(peer, address, dialled, turn.now, self._limits), turn)
+            case PeerDown(peer, _):
+                self._on_down(peer, turn)
+            case DialFailed(peer, addresses, _):
+                self._on_dial_failed(peer, addresses, turn)
+            case Trained():
+                self._gossip.on_trained(event, turn)
+            case Merged():
+                for author, reason in self._gossip.on_merged(event, turn):
+                    self._blame(author, RemoteError(f"model refused: {reason}", PENALTY_BAD_MODEL), turn)
+            case Stored():
+                self._gossip.on_stored(event, turn)
+            case Join(addresses):
+                self._members.join(addresses)
+            case Leave():
+                self._leave(turn)
+            case Tick():
+                pass
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _next_deadline(self) -> float:
+        if self._leaving:
+            return float("inf")
+        idle = (link.since for link in self._links.values() if self._idle(link))
+        return min(
+            self._members.deadline,
+            self._gossip.deadline,
+            self._transfers.deadline,
+            min(idle, default=float("inf")) + self._limits.hello_s_max,
+        )
+
+    def _tick(self, turn: Turn) -> None:
+        for link in list(self._links.values()):
+            if self._idle(link) and turn.now >= link.since + self._limits.hello_s_max:
+                self._hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
+        self._members.tick(turn)
+        self._transfers.tick(turn)
+        self._gossip.sources_changed(None, turn)
+        self._gossip.tick(turn)
+
+    def _idle(self, link: Link) -> bool:
+        """Whether a link is of no use to anybody yet: not greeted, or nobody's active peer."""
+        return link.state is not State.CLOSING and link.peer not in self._members.active
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def _on_up(self, link: Link, turn: Turn) -> None:
+        assert link.peer not in self._links, "the driver reports one link a peer at a time"
+        self._links[link.peer] = link
+        if self._leaving:
+            self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+        elif self._scores.graylisted(link.peer, turn.now):
+            self._hang_up(link, Goodbye.FAULT, "too many faults lately", turn)
+        elif len(self._links) > self._limits.links_max:
+            self._hang_up(link, Goodbye.VIEW_FULL, "too many links", turn)
+        else:
+            turn.send(link.peer, Hello(self._swarm, self._settings.schema, self._members.addresses))
+
+    def _on_down(self, peer: PeerId, turn: Turn) -> None:
+        link = self._links.pop(peer, None)
+        if link is not None:
+            self._members.closed(link, turn)
+            self._transfers.peer_lost(peer, turn)
+            self._gossip.sources_changed(peer, turn)
+
+    def _on_dial_failed(self, peer: PeerId | None, addresses: tuple[str, ...], turn: Turn) -> None:
+        target: Target = addresses[0] if peer is None else peer
+        if peer is not None and peer in self._links:
+            self._members.dialler.answered(peer)  # they were faster than we: there is a link
+        else:
+            self._members.dial_failed(target, turn.now)
+
+    def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
+        link.state = State.CLOSING
+        turn.send(link.peer, Bye(reason, text))
+        turn.add(Hangup(link.peer, text))
+
+    def _leave(self, turn: Turn) -> None:
+        self._leaving = True
+        for link in self._links.values():
+            if link.state is not State.CLOSING:
+                self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+
+    # --- frames -------------------------------------------------------------------------------------------------------
+
+    def _on_frame(self, peer: PeerId, data: bytes, turn: Turn) -> None:
+        link = self._links.get(peer)
+        if link is None or link.state is State.CLOSING:
+            return
+        try:
+            message = decode(data, self._limits)
+            if isinstance(message, Chunk):
+                link.heard = turn.now
+            else:
+                link.charge(turn.now, self._limits)
+            self._on_message(link, message, turn)
+        except RemoteError as fault:
+            self._blame(peer, fault, turn)
+
+    def _on_message(self, link: Link, message: Message, turn: Turn) -> None:
+        if isinstance(message, Bye):
+            self._on_bye(link, message, turn)
+        elif isinstance(message, Hello):
+            self._on_hello(link, message, turn)
+        elif link.state is State.GREETING:
+            raise RemoteError("message before hello", PENALTY_RUDE)
+        else:
+            self._on_open_message(link, message, turn)
+
+    def _on_open_message(self, link: Link, message: Message, turn: Turn) -> None:
+        """Everything that only a member of our swarm may say."""
+        match message:
+            case SignedOffer():
+                self._gossip.on_offer(link, message, turn)
+            case Want():
+                self._transfers.on_want(link.peer, message, turn)
+            case Chunk():
+                digest = self._transfers.on_chunk(link.peer, message, turn)
+                if digest is not None:
+                    self._gossip.on_fetched(digest, turn)
+            case Gone(digest):
+                self._transfers.on_gone(link.peer, digest, turn)
+                self._gossip.sources_changed(None, turn)
+            case Ping(token):
+                turn.send(link.peer, Pong(token))
+            case Pong(token):
+                self._members.liveness.answered(link, token, turn.now)
+            case Neighbour():
+                self._members.on_neighbour(link, message, turn)
+                self._greet(link, turn)
+            case NeighbourReply():
+                self._members.on_neighbour_reply(link, message, turn)
+                self._greet(link, turn)
+            case ForwardJoin():
+                self._members.on_forward_join(link, message, turn)
+            case Shuffle():
+                self._members.on_shuffle(link, message, turn)
+            case Hello() | Bye():
+                raise AssertionError("handled before")
+
+    def _greet(self, link: Link, turn: Turn) -> None:
+        if link.peer in self._members.active:
+            self._gossip.greet(link, turn)
+
+    def _on_hello(self, link: Link, hello: Hello, turn: Turn) -> None:
+        if link.state is not State.GREETING:
+            raise RemoteError("a second hello", PENALTY_RUDE)
+        link.addresses = hello.addresses
+        if hello.swarm != self._swarm:
+            self._refuse(link, Goodbye.OTHER_SWARM, "it belongs to another swarm", turn)
+        elif hello.schema != self._settings.schema:
+            theirs, ours = hello.schema.hex()[:8], self._settings.schema.hex()[:8]
+            self._refuse(link, Goodbye.OTHER_SCHEMA, f"its model has another schema ({theirs}, ours is {ours})", turn)
+        else:
+            link.state = State.OPEN
+            self._members.opened(link, turn)
+            self._greet(link, turn)
+
+    def _refuse(self, link: Link, reason: Goodbye, why: str, turn: Turn) -> None:
+        name = self._settings.swarm
+        turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused by swarm '{name}': {why}")
+        link.refusal_told = True
+        self._members.give_up(link.peer, turn.now, refused=True)
+        self._members.dialler.refused(link.address, turn.now)
+        text = "you belong to another swarm" if reason is Goodbye.OTHER_SWARM else "your model has another schema"
+        self._hang_up(link, reason, text, turn)
+
+    def _on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
+        self._members.on_bye(link, bye, turn.now)
+        if bye.reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA) and not link.refusal_told:
+            turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused us: {bye.text}")
+        link.state = State.CLOSING
+        turn.add(Hangup(link.peer, f"the peer said goodbye: {bye.text}"))
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def _blame(self, peer: PeerId, fault: RemoteError, turn: Turn) -> None:
+        """Count a fault; hang up when it was one too many."""
+        key = fault.reason if fault.reason in self._faults or len(self._faults) < REASONS_MAX else "other"
+        self._faults[key] = self._faults.get(key, 0) + 1
+        turn.report(Kind.PEER_FAULT, peer, fault.reason, fault.penalty)
+        self._scores.penalise(peer, fault.penalty, turn.now)
+        link = self._links.get(peer)
+        if link is not None and link.state is not State.CLOSING and self._scores.graylisted(peer, turn.now):
+            self._members.give_up(peer, turn.now, refused=False)
+            self._hang_up(link, Goodbye.FAULT, "too many faults lately", turn)
+
+    # --- looking in ---------------------------------------------------------------------------------------------------
+
+    def snapshot(self, now: float) -> Snapshot:
+        """The state at `now`, for people, metrics and checks."""
+        gossip, members = self._gossip, self._members
+        known = [link.contact for link in members.active.values() if link.addresses]
+        return Snapshot(
+            peers=tuple(self._peer_status(link, now) for link in self._links.values()),
+            active_count=len(members.active),
+            passive_count=len(members.passive),
+            known=tuple(known + list(members.passive.values())),
+            phase=gossip.phase,
+            digest=gossip.digest,
+            age=gossip.age,
+            steps=gossip.steps,
+            sequence=gossip.sequence,
+            merges=gossip.merges,
+            merges_refused=gossip.merges_refused,
+            models_ready=gossip.models_ready,
+            offers_known=gossip.offers_known,
+            fetches=len(self._transfers.fetching),
+            blobs_held=len(self._holdings),
+            health=members.liveness.health,
+            faults=dict(self._faults),
+        )
+
+    def _peer_status(self, link: Link, now: float) -> PeerStatus:
+        return PeerStatus(
+            link.peer,
+            link.address,
+            link.addresses,
+            link.peer in self._members.active,
+            link.since,
+            link.round_trip_s,
+            link.offers,
+            link.merges,
+            self._scores.points(link.peer, now),
+        )

@@ -1,0 +1,341 @@
+"""Gossip learning: when to train, what to offer, whom to hear, when to merge.
+
+One round of one node, with no barrier and no round number shared with anybody:
+
+    train a few local steps → merge what has arrived meanwhile → store the new sequence number → offer the model to a few
+    random active peers, and ask for theirs (push-pull) → train …
+
+Offers are small and signed; models are pulled, while training goes on, by the one who wants to hear them, newest of each author
+first come. A model counts in a merge by its age (local updates it has seen) times its author's samples.
+
+Sources: Ormándi, Hegedűs, Jelasity 2013 (gossip learning, age-weighted merge, age = maximum); Hegedűs, Danner, Jelasity 2021;
+epidemic learning (De Vos et al. 2023: random partners anew each time). It must never merge the same (author, sequence) twice,
+nor say two things under one sequence number: the number is stored before it is said.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from protocols.effects import Input, Kind, Merge, Store, Train
+from protocols.errors import RemoteError
+from protocols.events import Merged, Stored, Trained
+from protocols.identity import Identity, PeerId
+from protocols.limits import Limits
+from protocols.links import Link
+from protocols.merkle import Digest
+from protocols.messages import Offer, SignedOffer
+from protocols.randomness import Randomness
+from protocols.transfer import Holdings, Transfers
+from protocols.turn import Turn
+from protocols.wire import check_offer, sign_offer
+
+PENALTY_BAD_OFFER = 40.0  # signed, but impossible: another size than the schema's, an absurd age
+PENALTY_BAD_MODEL = 60.0  # signed and fetched, but not a model of the schema, or not finite
+
+
+@dataclass(frozen=True, slots=True)
+class GossipSettings:
+    """What a swarm may tune. Defaults say where they come from."""
+
+    local_steps: int = 20  # optimizer steps between two exchanges (MoDeST uses 5, the variance paper 1; measured on digits)
+    fan_out: int = 2  # active peers offered to after each round (gossip learning: 1; epidemic learning: log2 n)
+    merge_inputs_max: int = 4  # models heard in one merge: a full active view but one
+    cycle_s: float = 0.0  # least time between the starts of two rounds; 0: as fast as training goes
+    self_weight: float | None = None  # own share of a merge in (0, 1); None: by age and samples, as any other's
+
+    def __post_init__(self) -> None:
+        if min(self.local_steps, self.fan_out, self.merge_inputs_max) < 1 or self.cycle_s < 0:
+            raise ValueError("local_steps, fan_out and merge_inputs_max must be at least 1, cycle_s not negative")
+        if self.self_weight is not None and not 0 < self.self_weight < 1:
+            raise ValueError("self_weight must be between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model and its history. `age`: local updates it has seen; `steps`: those this node did itself."""
+
+    digest: Digest
+    size: int
+    age: int = 0
+    steps: int = 0
+    sequence: int = 0
+
+
+class Phase(Enum):
+    """What the node is doing with its own model."""
+
+    RESTING = "resting"  # waiting for the next round to begin
+    TRAINING = "training"
+    MERGING = "merging"
+    STORING = "storing"
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """The newest offer of one author, and who has it."""
+
+    offer: Offer
+    sources: list[PeerId]
+    at: float
+
+
+class Gossip:
+    """The learning side of one node. `active` is the membership's view of links, read here for partners."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        scope: bytes,
+        settings: GossipSettings,
+        limits: Limits,
+        samples: int,
+        model: ModelState,
+        randomness: Randomness,
+        active: Mapping[PeerId, Link],
+        transfers: Transfers,
+        holdings: Holdings,
+        now: float,
+    ) -> None:
+        self._identity, self._scope, self._settings, self._limits = identity, scope, settings, limits
+        self._samples, self._randomness, self._active = samples, randomness, active
+        self._transfers, self._holdings = transfers, holdings
+        self.digest, self.size = model.digest, model.size
+        self.age, self.steps, self.sequence = model.age, model.steps, model.sequence
+        self.phase = Phase.RESTING
+        self.merges = self.merges_refused = 0
+        self._next_round = now
+        self._candidates: dict[PeerId, _Candidate] = {}  # by author
+        self._fetching: dict[Digest, Offer] = {}
+        self._ready: dict[PeerId, Offer] = {}  # by author: fetched, waiting for the next merge
+        self._merging: tuple[Offer, ...] = ()
+        self._heard: dict[PeerId, int] = {}  # author → newest sequence number merged (or found bad)
+        self._published: deque[Digest] = deque()
+        self._offer: SignedOffer | None = None  # our newest, once its number is stored
+        holdings.keep(model.digest)
+
+    # --- offers -------------------------------------------------------------------------------------------------------
+
+    def on_offer(self, link: Link, signed: SignedOffer, turn: Turn) -> None:
+        """A peer offers a model, its own or one it carries."""
+        offer = signed.offer
+        if offer.size != self.size:
+            raise RemoteError("offer of another size than the schema's", PENALTY_BAD_OFFER)
+        if offer.age > self._limits.age_max or offer.samples > self._limits.age_max:
+            raise RemoteError("offer with an absurd age or number of samples", PENALTY_BAD_OFFER)
+        check_offer(signed, self._scope)
+        link.offers += 1
+        if signed.pull:
+            self._answer(link, turn)
+        if offer.author != self._identity.peer and offer.sequence > self._heard.get(offer.author, -1):
+            self._consider(link.peer, offer, turn)
+            self._pull(turn)
+
+    def greet(self, link: Link, turn: Turn) -> None:
+        """A peer has become active: tell it what we have."""
+        self._say(link, turn, pull=False)
+
+    def _answer(self, link: Link, turn: Turn) -> None:
+        self._say(link, turn, pull=False)
+
+    def _say(self, link: Link, turn: Turn, *, pull: bool) -> None:
+        """Offer our newest model, unless this peer has been told already."""
+        if self._offer is None or (link.offered >= self._offer.offer.sequence and not pull):
+            return
+        link.offered = self._offer.offer.sequence
+        turn.send(link.peer, SignedOffer(self._offer.offer, self._offer.body, self._offer.signature, pull))
+
+    def _consider(self, peer: PeerId, offer: Offer, turn: Turn) -> None:
+        known = self._candidates.get(offer.author)
+        if known is not None and known.offer.sequence > offer.sequence:
+            return
+        if offer.digest in self._fetching:
+            self._transfers.add_source(offer.digest, peer)
+            return
+        if known is not None and known.offer.digest == offer.digest:
+            if peer not in known.sources:
+                known.sources.append(peer)
+            return
+        self._candidates.pop(offer.author, None)
+        self._candidates[offer.author] = _Candidate(offer, [peer], turn.now)
+        if len(self._candidates) > self._limits.offers_max:
+            del self._candidates[next(iter(self._candidates))]  # the one that has waited longest
+
+    # --- pulling ------------------------------------------------------------------------------------------------------
+
+    def _pull(self, turn: Turn) -> None:
+        """Fetch offered models, of random distinct authors, as long as there is room."""
+        authors = [a for a, c in self._candidates.items() if self._fresh(c, turn.now) and a not in self._ready]
+        busy = {offer.author for offer in self._fetching.values()}
+        self._randomness.shuffle(authors)
+        for author in authors:
+            if len(self._ready) + len(self._fetching) >= self._limits.models_ready_max:
+                return
+            if author not in busy:
+                self._take(self._candidates[author], turn)
+
+    def _fresh(self, candidate: _Candidate, now: float) -> bool:
+        return now - candidate.at <= self._limits.offer_age_s_max and candidate.offer.sequence > self._heard.get(
+            candidate.offer.author, -1
+        )
+
+    def _take(self, candidate: _Candidate, turn: Turn) -> None:
+        offer = candidate.offer
+        if offer.digest in self._holdings:
+            if offer.digest in self._fetching:
+                return  # two authors have the very same model: take it when it is here
+            del self._candidates[offer.author]
+            self._holdings.keep(offer.digest)
+            self._ready[offer.author] = offer
+        elif self._transfers.room_for(offer.size):
+            del self._candidates[offer.author]
+            self._fetching[offer.digest] = offer
+            self._transfers.fetch(offer.digest, offer.size, candidate.sources, turn)
+
+    def on_fetched(self, digest: Digest, turn: Turn) -> None:
+        """A blob is whole and verified."""
+        offer = self._fetching.pop(digest)
+        self._ready[offer.author] = offer
+        self._pull(turn)
+
+    def sources_changed(self, peer_lost: PeerId | None, turn: Turn) -> None:
+        """A peer is gone, or a fetch was given up: forget who can't deliver, and use the room."""
+        alive = set(self._transfers.fetching)
+        for digest in [d for d in self._fetching if d not in alive]:
+            del self._fetching[digest]
+        if peer_lost is not None:
+            for author, candidate in list(self._candidates.items()):
+                if peer_lost in candidate.sources:
+                    candidate.sources.remove(peer_lost)
+                if not candidate.sources:
+                    del self._candidates[author]
+        self._pull(turn)
+
+    # --- the round ----------------------------------------------------------------------------------------------------
+
+    def tick(self, turn: Turn) -> None:
+        """Begin the next round when it is time."""
+        if self.phase is Phase.RESTING and turn.now >= self._next_round:
+            self.phase = Phase.TRAINING
+            self._next_round = turn.now + self._settings.cycle_s
+            turn.add(Train(self._settings.local_steps))
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do at the earliest."""
+        return self._next_round if self.phase is Phase.RESTING else float("inf")
+
+    def on_trained(self, event: Trained, turn: Turn) -> None:
+        """Local steps are done: merge what is ready, or go on alone."""
+        assert self.phase is Phase.TRAINING, "training that nobody asked for"
+        self._own(event.digest, event.size, turn)
+        self.steps += event.steps
+        self.age = min(self.age + event.steps, self._limits.age_max)
+        inputs = self._choose(turn)
+        if inputs:
+            self.phase = Phase.MERGING
+            self._merging = inputs
+            turn.add(self._merge(inputs))
+        else:
+            self._store(turn)
+
+    def on_merged(self, event: Merged, turn: Turn) -> tuple[tuple[PeerId, str], ...]:
+        """The merge is done, kept or not. Returns the authors whose models were bad, each with the reason."""
+        assert self.phase is Phase.MERGING, "a merge that nobody asked for"
+        inputs, self._merging = self._merging, ()
+        used = set(event.used)
+        if event.kept:
+            self.merges += 1
+            self.age = max([self.age] + [offer.age for offer in inputs if offer.digest in used])
+            turn.report(Kind.MERGED, None, f"{len(used)} models")
+        else:
+            self.merges_refused += 1
+            turn.report(Kind.MERGE_REFUSED, None, f"{len(inputs)} models made ours worse than tolerated")
+        for offer in inputs:
+            self._remember(offer.author, offer.sequence)
+            if event.kept and offer.author in self._active and offer.digest in used:
+                self._active[offer.author].merges += 1
+        self._own(event.digest, event.size, turn)
+        for offer in inputs:
+            self._holdings.release(offer.digest, turn)
+        faults = dict(event.faults)
+        self._store(turn)
+        self._pull(turn)
+        return tuple((offer.author, faults[offer.digest]) for offer in inputs if offer.digest in faults)
+
+    def on_stored(self, event: Stored, turn: Turn) -> None:
+        """Our number is safe: say it."""
+        assert self.phase is Phase.STORING, "a record that nobody stored"
+        assert event.sequence == self.sequence, "records are stored in order"
+        self._publish(turn)
+        offer = Offer(self._identity.peer, self.sequence, self.age, self._samples, self.digest, self.size)
+        self._offer = sign_offer(self._identity, self._scope, offer, pull=True)
+        partners = list(self._active.values())
+        for link in self._randomness.sample(partners, min(len(partners), self._settings.fan_out)):
+            self._say(link, turn, pull=True)
+        self.phase = Phase.RESTING
+        self.tick(turn)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def models_ready(self) -> int:
+        """Models fetched and waiting for the next merge."""
+        return len(self._ready)
+
+    @property
+    def offers_known(self) -> int:
+        """Offers not fetched yet."""
+        return len(self._candidates)
+
+    def _choose(self, turn: Turn) -> tuple[Offer, ...]:
+        """Which of the models that are here go into this merge; those of our own content are no news."""
+        for author in [a for a, offer in self._ready.items() if offer.digest == self.digest]:
+            offer = self._ready.pop(author)
+            self._remember(author, offer.sequence)
+            self._holdings.release(offer.digest, turn)
+        authors = list(self._ready)
+        chosen = self._randomness.sample(authors, min(len(authors), self._settings.merge_inputs_max))
+        return tuple(self._ready.pop(author) for author in chosen)
+
+    def _merge(self, inputs: tuple[Offer, ...]) -> Merge:
+        own = float(max(1, self.age) * max(1, self._samples))
+        top = own * self._limits.weight_ratio_max
+        weights = [min(top, float(max(1, offer.age) * max(1, offer.samples))) for offer in inputs]
+        share = self._settings.self_weight
+        if share is not None:
+            own = share * sum(weights) / (1 - share)
+        return Merge(own, tuple(Input(offer.digest, w) for offer, w in zip(inputs, weights, strict=True)))
+
+    def _own(self, digest: Digest, size: int, turn: Turn) -> None:
+        """Our model is now `digest`."""
+        self._holdings.keep(digest)
+        self._holdings.release(self.digest, turn)
+        self.digest, self.size = digest, size
+
+    def _store(self, turn: Turn) -> None:
+        self.phase = Phase.STORING
+        self.sequence += 1
+        turn.add(Store(self.sequence, self.age, self.steps, self.digest))
+
+    def _publish(self, turn: Turn) -> None:
+        """Serve our present model, and the few before it that may still be asked for."""
+        if self.digest in self._published:
+            self._published.remove(self.digest)
+        else:
+            self._holdings.keep(self.digest)
+            self._transfers.serve(self.digest, self.size)
+        self._published.append(self.digest)
+        if len(self._published) > self._limits.own_models_kept:
+            old = self._published.popleft()
+            self._transfers.unserve(old)
+            self._holdings.release(old, turn)
+
+    def _remember(self, author: PeerId, sequence: int) -> None:
+        newest = max(sequence, self._heard.pop(author, -1))
+        self._heard[author] = newest
+        if len(self._heard) > self._limits.authors_max:
+            del self._heard[next(iter(self._heard))]

@@ -1,0 +1,286 @@
+"""Whom we know and whom we talk to.
+
+Owns the *active view* (a few peers with a link each way, the only ones we gossip with) and the *passive view* (contacts kept for
+when an active peer dies). It never learns who "everybody" is and never needs to: knowing one member is enough.
+
+The algorithm is HyParView (Leitão, Pereira, Rodrigues 2007): a newcomer is introduced by random walks (ForwardJoin), views stay
+symmetric (Neighbour / NeighbourReply), passive views are mixed by shuffles. Three changes: shuffles go to a direct neighbour,
+not along a walk, since a walk would need a link of its own for the answer (mixing then takes a few more rounds); peers are
+probed actively (`liveness`), since a frozen peer's link stays up; and seeds (bootstraps) are asked again, for ever, whenever
+nobody else is left.
+
+With `fixed` neighbours (a given topology, for experiments) the active view is exactly those of them who are up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from protocols.dialling import Dialler, Target, contact_of
+from protocols.effects import Hangup, Kind
+from protocols.errors import RemoteError
+from protocols.identity import PeerId, peer_text
+from protocols.limits import Limits
+from protocols.links import Link, State
+from protocols.liveness import Liveness
+from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Neighbour, NeighbourReply, Shuffle
+from protocols.randomness import Randomness
+from protocols.turn import Turn
+
+PENALTY_UNASKED = 10.0  # an answer to a question that wasn't asked
+
+
+class Membership:
+    """The two views of one node. `links` is the core's table, read here and never changed but for a link's own fields."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        limits: Limits,
+        randomness: Randomness,
+        links: Mapping[PeerId, Link],
+        now: float,
+        contacts: Sequence[Contact],
+        fixed: Sequence[Contact] | None,
+    ) -> None:
+        self._me, self._limits, self._randomness, self._links = me, limits, randomness, links
+        self.dialler = Dialler(limits, randomness)
+        self.liveness = Liveness(limits, randomness)
+        self.addresses: tuple[str, ...] = ()
+        self.active: dict[PeerId, Link] = {}
+        self.passive: dict[PeerId, Contact] = {}
+        self._fixed = None if fixed is None else {c.peer: c for c in fixed if c.peer != me}
+        self._seeds: dict[Target, Contact | None] = {}
+        for contact in contacts:
+            self._keep(contact)
+        self._next_shuffle = now + limits.shuffle_s * randomness.uniform(0.2, 1.0)
+
+    # --- what the core tells ------------------------------------------------------------------------------------------
+
+    def join(self, addresses: Sequence[str]) -> None:
+        """Addresses of possible members, from a person or from discovery. Kept as seeds."""
+        for address in addresses:
+            contact = contact_of(address)
+            target: Target = contact.peer if contact else address
+            if target != self._me and len(self._seeds) < self._limits.contacts_known_max:
+                self._seeds[target] = contact
+
+    def opened(self, link: Link, turn: Turn) -> None:
+        """Both sides of `link` have said hello and belong together."""
+        peer = link.peer
+        ours = self.dialler.answered(peer) or self.dialler.answered(link.address) or link.dialled
+        if self._fixed is not None:
+            if peer in self._fixed:
+                self._activate(link, turn)
+            else:
+                self._close(link, Goodbye.VIEW_FULL, "this node has a fixed set of neighbours", turn)
+        elif ours and peer not in self.active:
+            link.neighbour_asked = True
+            turn.send(peer, Neighbour(urgent=not self.active, newcomer=not self.active and not self.passive))
+
+    def closed(self, link: Link, turn: Turn) -> None:
+        """The link to a peer is gone."""
+        peer = link.peer
+        if self.dialler.dialling(link.address):
+            self.dialler.failed(link.address, turn.now)
+        if self.active.pop(peer, None) is not None:
+            turn.report(Kind.LEFT, peer, "link closed")
+            self._keep(link.contact)
+        elif not link.dialled or link.state is State.CLOSING:
+            return
+        self.dialler.failed(peer, turn.now)  # it just died, left or didn't want us: others first
+
+    def dial_failed(self, target: Target, now: float) -> None:
+        """Nobody answered at `target`. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
+        self.dialler.failed(target, now)
+
+    def give_up(self, peer: PeerId, now: float, *, refused: bool) -> None:
+        """`peer` is of no use to us: not in our swarm (`refused`) or graylisted."""
+        self.passive.pop(peer, None)
+        if refused:
+            self.dialler.refused(peer, now)
+        else:
+            self.dialler.failed(peer, now)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def on_neighbour(self, link: Link, ask: Neighbour, turn: Turn) -> None:
+        """A peer asks to be in our active view."""
+        accepted = link.peer in self.active
+        if not accepted and self._fixed is None:
+            accepted = ask.urgent or ask.newcomer or len(self.active) < self._limits.active_view_max
+            if accepted:
+                self._activate(link, turn)
+        turn.send(link.peer, NeighbourReply(accepted))
+        if accepted and ask.newcomer:
+            for peer in self.active:
+                if peer != link.peer:
+                    turn.send(peer, ForwardJoin(link.contact, self._limits.walk_hops_active))
+
+    def on_neighbour_reply(self, link: Link, reply: NeighbourReply, turn: Turn) -> None:
+        """The answer to our own request."""
+        if not link.neighbour_asked:
+            raise RemoteError("neighbour reply that nobody asked for", PENALTY_UNASKED)
+        link.neighbour_asked = False
+        if reply.accepted:
+            if link.peer not in self.active:
+                self._activate(link, turn)
+        elif link.peer not in self.active:
+            self._keep(link.contact)
+            self.dialler.failed(link.peer, turn.now)
+            self._close(link, Goodbye.IDLE, "no room on your side", turn)
+
+    def on_forward_join(self, link: Link, walk: ForwardJoin, turn: Turn) -> None:
+        """An introduction passes through us."""
+        newcomer = walk.newcomer
+        if newcomer.peer == self._me or self._fixed is not None:
+            return
+        hops = min(walk.hops, self._limits.walk_hops_active)
+        onward = [p for p in self.active if p not in (link.peer, newcomer.peer)]
+        if hops == self._limits.walk_hops_passive or not onward or hops == 0:
+            self._keep(newcomer)
+        if hops == 0 or not onward or len(self.active) < self._limits.active_view_min:
+            self._seek(newcomer, turn)
+        if hops > 0 and onward:
+            turn.send(self._randomness.choice(onward), ForwardJoin(newcomer, hops - 1))
+
+    def on_shuffle(self, link: Link, shuffle: Shuffle, turn: Turn) -> None:
+        """Contacts for contacts."""
+        if shuffle.reply:
+            if not link.shuffle_asked:
+                raise RemoteError("shuffle reply that nobody asked for", PENALTY_UNASKED)
+            link.shuffle_asked = False
+        else:
+            turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=True))
+        if self._fixed is None:
+            for contact in shuffle.contacts:
+                self._keep(contact)
+
+    def on_bye(self, link: Link, bye: Bye, now: float) -> None:
+        """A peer closes its link to us, with a reason."""
+        if bye.reason is Goodbye.VIEW_FULL:
+            self._keep(link.contact)
+        elif bye.reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA):
+            self.give_up(link.peer, now, refused=True)
+        elif bye.reason is Goodbye.LEAVING:
+            self.passive.pop(link.peer, None)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def tick(self, turn: Turn) -> None:
+        """Whatever is due: probes, a shuffle, new neighbours."""
+        for link in list(self.active.values()):
+            if not self.liveness.check(link, turn):
+                self._drop(link, "no sign of life", Goodbye.IDLE, turn)
+        if turn.now >= self._next_shuffle:
+            self._next_shuffle = turn.now + self._limits.shuffle_s * self._randomness.uniform(0.8, 1.2)
+            self._shuffle(turn)
+        self._fill(turn)
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do at the earliest."""
+        times = [self.liveness.due(link) for link in self.active.values()]
+        times.append(self._next_shuffle)
+        if self._room() > 0:
+            times.extend(self.dialler.next_at(target) for target in self._wanted())
+        return min(times)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _activate(self, link: Link, turn: Turn) -> None:
+        if len(self.active) >= self._limits.active_view_max and self._fixed is None:
+            loser = self.active[self._randomness.choice(list(self.active))]
+            self._drop(loser, "made room", Goodbye.VIEW_FULL, turn)
+        self.active[link.peer] = link
+        self.passive.pop(link.peer, None)
+        self.dialler.succeeded(link.peer)
+        self.dialler.succeeded(link.address)
+        turn.report(Kind.JOINED, link.peer, "active peer")
+
+    def _drop(self, link: Link, why: str, reason: Goodbye, turn: Turn) -> None:
+        del self.active[link.peer]
+        if reason is Goodbye.VIEW_FULL:
+            self._keep(link.contact)
+        self.dialler.failed(link.peer, turn.now)
+        turn.report(Kind.LEFT, link.peer, why)
+        self._close(link, reason, why, turn)
+
+    def _close(self, link: Link, reason: Goodbye, why: str, turn: Turn) -> None:
+        link.state = State.CLOSING
+        turn.send(link.peer, Bye(reason, why))
+        turn.add(Hangup(link.peer, why))
+
+    def _keep(self, contact: Contact) -> None:
+        """Put a contact into the passive view; whoever failed us most often makes room, else a random one."""
+        if contact.peer == self._me or contact.peer in self.active or not contact.addresses:
+            return
+        self.passive.pop(contact.peer, None)
+        if len(self.passive) >= self._limits.passive_view_max:
+            worst = max(self.dialler.failures(p) for p in self.passive)
+            del self.passive[self._randomness.choice([p for p in self.passive if self.dialler.failures(p) == worst])]
+        self.passive[contact.peer] = contact
+
+    def _some_contacts(self, to: PeerId) -> tuple[Contact, ...]:
+        """Ourselves, some of our active and some of our passive view."""
+        active = [link.contact for peer, link in self.active.items() if peer != to and link.addresses]
+        passive = [c for peer, c in self.passive.items() if peer != to and not self.dialler.failures(peer)]
+        mine = [Contact(self._me, self.addresses)] if self.addresses else []
+        some = self._randomness.sample(active, min(len(active), self._limits.shuffle_active_max))
+        more = self._randomness.sample(passive, min(len(passive), self._limits.shuffle_passive_max))
+        return tuple(mine + some + more)
+
+    def _shuffle(self, turn: Turn) -> None:
+        if self.active and self._fixed is None:
+            link = self.active[self._randomness.choice(list(self.active))]
+            link.shuffle_asked = True
+            turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
+
+    def _wanted(self) -> list[Target]:
+        """Whom we'd like to dial, were it time: in a fixed topology the missing neighbours, else contacts for empty places."""
+        if self._fixed is not None:
+            return [p for p in self._fixed if p not in self._links and self._me < p]
+        if len(self.active) >= self._limits.active_view_max:
+            return []
+        wanted: list[Target] = [p for p in self.passive if p not in self._links]
+        if len(self.active) < self._limits.active_view_min:
+            wanted.extend(t for t in self._seeds if t not in self.passive and not self._linked(t))
+        return wanted
+
+    def _linked(self, target: Target) -> bool:
+        if isinstance(target, bytes):
+            return target in self._links
+        return any(link.address.startswith(target) for link in self._links.values())
+
+    def _room(self) -> int:
+        """How many more dials may be started now."""
+        free = self.dialler.free
+        if self._fixed is not None:
+            return free
+        asked = sum(1 for link in self._links.values() if link.neighbour_asked)
+        return min(free, self._limits.active_view_max - len(self.active) - asked - self.dialler.in_flight)
+
+    def _fill(self, turn: Turn) -> None:
+        """Dial for the empty places of the active view."""
+        wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now)]
+        self._randomness.shuffle(wanted)
+        for target in wanted[: max(0, self._room())]:
+            self.dialler.dial(target, self._contact(target), turn)
+
+    def _contact(self, target: Target) -> Contact | None:
+        if isinstance(target, str):
+            return None
+        if self._fixed is not None:
+            return self._fixed[target]
+        return self.passive.get(target) or self._seeds[target]
+
+    def _seek(self, contact: Contact, turn: Turn) -> None:
+        """Make a newcomer our neighbour, if we have room."""
+        if contact.peer in self._links or len(self.active) >= self._limits.active_view_max:
+            return
+        self._keep(contact)
+        if self.dialler.ready(contact.peer, turn.now) and contact.addresses:
+            self.dialler.dial(contact.peer, contact, turn)
+
+    def __repr__(self) -> str:
+        return f"Membership({peer_text(self._me)[-6:]}, active={len(self.active)}, passive={len(self.passive)})"

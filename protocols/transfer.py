@@ -1,0 +1,245 @@
+"""Moving blobs: want → chunks → a verified blob. Pull only.
+
+Owns the fetches in progress and the list of what we serve. Memory is spent only on what we asked for: a fetch asks for a
+*window* of chunks at a time, every chunk is verified alone against the digest (`merkle`) before it is kept, and a fetch whose
+source fails goes on with another source of the same digest where it stopped. A chunk that wasn't asked for is a fault. On
+the serving side a peer may ask for the same blob a few times, not for ever.
+
+The bytes themselves stay with the driver (`WriteChunk`, `SendBlob`, `Discard`). Idea: Bitswap's want lists; BitTorrent's
+pipelined requests (ask for the next window when half of the last one is there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from protocols.effects import Discard, Kind, SendBlob, WriteChunk
+from protocols.errors import RemoteError
+from protocols.identity import PeerId
+from protocols.limits import Limits
+from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree, chunk_count, chunk_size, verify_chunk
+from protocols.messages import Chunk, Gone, Want
+from protocols.turn import Turn
+from protocols.wire import encode_chunk
+
+PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
+PENALTY_UNASKED_CHUNK = 10.0
+PENALTY_LATE_CHUNK = 1.0  # we gave up on it a moment ago: counted, but it may be nobody's fault
+PENALTY_BAD_WANT = 20.0
+
+
+def blob_frames(digest: Digest, data: Buffer, tree: Tree, first: int, count: int) -> Iterator[bytes]:
+    """The chunk frames that answer `SendBlob(peer, digest, first, count)`; `tree` is the Merkle tree over `data`."""
+    view = memoryview(data)
+    for index in range(first, min(first + count, chunk_count(len(view)))):
+        start = index * CHUNK_BYTES
+        yield encode_chunk(Chunk(digest, index, tree.proof(index), view[start : start + CHUNK_BYTES]))
+
+
+class Holdings:
+    """Counts why each blob is kept; the last reason gone, it is discarded."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[Digest, int] = {}
+
+    def keep(self, digest: Digest) -> None:
+        """One more reason to keep `digest`."""
+        self._counts[digest] = self._counts.get(digest, 0) + 1
+
+    def release(self, digest: Digest, turn: Turn) -> None:
+        """One reason less."""
+        left = self._counts[digest] - 1
+        if left:
+            self._counts[digest] = left
+        else:
+            del self._counts[digest]
+            turn.add(Discard(digest))
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._counts
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
+@dataclass(slots=True)
+class _Fetch:
+    digest: Digest
+    size: int
+    sources: list[PeerId]  # the first one is being asked
+    heard: float
+    have: bytearray = field(default_factory=bytearray)  # one flag a chunk
+    missing: int = 0
+    cursor: int = 0  # no chunk below it is missing
+    asked: set[int] = field(default_factory=set)  # asked of the present source and not here yet
+
+
+class Transfers:
+    """All fetches of one node, and what it serves."""
+
+    def __init__(self, limits: Limits, holdings: Holdings) -> None:
+        self._limits, self._holdings = limits, holdings
+        self._fetches: dict[Digest, _Fetch] = {}
+        self._ended: dict[Digest, None] = {}  # fetches that ended lately: their last chunks may still be under way
+        self._served: dict[Digest, int] = {}  # what we serve: digest → size
+        self._asked_of_us: dict[tuple[PeerId, Digest], int] = {}  # chunks asked for so far
+
+    # --- fetching -----------------------------------------------------------------------------------------------------
+
+    @property
+    def fetching(self) -> tuple[Digest, ...]:
+        """Digests that are being fetched."""
+        return tuple(self._fetches)
+
+    def room_for(self, size: int) -> bool:
+        """Whether one more fetch of `size` bytes may start."""
+        reserved = sum(fetch.size for fetch in self._fetches.values())
+        return len(self._fetches) < self._limits.fetches_max and reserved + size <= self._limits.fetch_bytes_max
+
+    def fetch(self, digest: Digest, size: int, sources: list[PeerId], turn: Turn) -> None:
+        """Start fetching; call only when there is `room_for` it and at least one source."""
+        assert digest not in self._fetches, "one fetch a digest"
+        chunks = chunk_count(size)
+        fetch = _Fetch(digest, size, list(sources), turn.now, bytearray(chunks), chunks)
+        self._fetches[digest] = fetch
+        self._holdings.keep(digest)
+        self._ended.pop(digest, None)
+        self._ask(fetch, turn)
+
+    def add_source(self, digest: Digest, peer: PeerId) -> None:
+        """`peer` has the blob too."""
+        fetch = self._fetches.get(digest)
+        if fetch is not None and peer not in fetch.sources:
+            fetch.sources.append(peer)
+
+    def on_chunk(self, peer: PeerId, chunk: Chunk, turn: Turn) -> Digest | None:
+        """Verify and keep one chunk. The digest when this completes the blob, which is then held for the caller."""
+        fetch = self._fetches.get(chunk.digest)
+        if fetch is None:
+            late = chunk.digest in self._ended
+            raise (
+                RemoteError("chunk that comes too late", PENALTY_LATE_CHUNK)
+                if late
+                else RemoteError("chunk that nobody asked for", PENALTY_UNASKED_CHUNK)
+            )
+        if chunk.index >= len(fetch.have):
+            raise RemoteError("chunk beyond the end of its blob", PENALTY_UNASKED_CHUNK)
+        if peer != fetch.sources[0] or chunk.index not in fetch.asked:
+            known = peer in fetch.sources and fetch.have[chunk.index]
+            raise RemoteError("chunk that wasn't asked for", PENALTY_LATE_CHUNK if known else PENALTY_UNASKED_CHUNK)
+        if len(chunk.data) != chunk_size(fetch.size, chunk.index):
+            self._next_source(fetch, turn)
+            raise RemoteError("chunk of the wrong size", PENALTY_BAD_CHUNK)
+        if not verify_chunk(fetch.digest, fetch.size, chunk.index, chunk.data, chunk.proof):
+            self._next_source(fetch, turn)
+            raise RemoteError("chunk that doesn't belong to its digest", PENALTY_BAD_CHUNK)
+        return self._keep(fetch, chunk, turn)
+
+    def on_gone(self, peer: PeerId, digest: Digest, turn: Turn) -> None:
+        """A source has the blob no more."""
+        fetch = self._fetches.get(digest)
+        if fetch is not None:
+            self._lose(fetch, peer, turn)
+
+    def peer_lost(self, peer: PeerId, turn: Turn) -> None:
+        """A peer is gone, as a source and as a reader."""
+        for fetch in list(self._fetches.values()):
+            self._lose(fetch, peer, turn)
+        for key in [key for key in self._asked_of_us if key[0] == peer]:
+            del self._asked_of_us[key]
+
+    def tick(self, turn: Turn) -> None:
+        """Sources that went silent are given up."""
+        for fetch in list(self._fetches.values()):
+            if turn.now >= fetch.heard + self._limits.chunk_gap_s_max:
+                self._next_source(fetch, turn)
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do at the earliest."""
+        heard = (fetch.heard for fetch in self._fetches.values())
+        return min(heard, default=float("inf")) + self._limits.chunk_gap_s_max
+
+    def _ask(self, fetch: _Fetch, turn: Turn) -> None:
+        """Ask the present source for the next run of missing chunks, when half of the last window is there."""
+        if len(fetch.asked) > self._limits.window_chunks // 2:
+            return
+        have, asked = fetch.have, fetch.asked
+        while fetch.cursor < len(have) and have[fetch.cursor]:
+            fetch.cursor += 1
+        first = fetch.cursor
+        while first < len(have) and (have[first] or first in asked):
+            first += 1
+        end = first
+        while end < len(have) and end - first < self._limits.window_chunks - len(asked) and not have[end] and end not in asked:
+            end += 1
+        if end > first:
+            asked.update(range(first, end))
+            turn.send(fetch.sources[0], Want(fetch.digest, first, end - first))
+
+    def _keep(self, fetch: _Fetch, chunk: Chunk, turn: Turn) -> Digest | None:
+        fetch.asked.discard(chunk.index)
+        fetch.have[chunk.index] = 1
+        fetch.missing -= 1
+        fetch.heard = turn.now
+        turn.add(WriteChunk(fetch.digest, fetch.size, chunk.index * CHUNK_BYTES, chunk.data))
+        if fetch.missing:
+            self._ask(fetch, turn)
+            return None
+        self._end(fetch.digest)
+        return fetch.digest
+
+    def _lose(self, fetch: _Fetch, peer: PeerId, turn: Turn) -> None:
+        if fetch.sources[0] == peer:
+            self._next_source(fetch, turn)
+        elif peer in fetch.sources:
+            fetch.sources.remove(peer)
+
+    def _next_source(self, fetch: _Fetch, turn: Turn) -> None:
+        """Go on with the next source, or give the fetch up."""
+        del fetch.sources[0]
+        fetch.asked.clear()
+        fetch.heard = turn.now
+        if fetch.sources:
+            self._ask(fetch, turn)
+        else:
+            self._end(fetch.digest)
+            self._holdings.release(fetch.digest, turn)
+            turn.report(Kind.TRANSFER_FAILED, None, "no source left for a model")
+
+    def _end(self, digest: Digest) -> None:
+        del self._fetches[digest]
+        self._ended[digest] = None
+        if len(self._ended) > self._limits.serve_digests_max:
+            del self._ended[next(iter(self._ended))]
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    def serve(self, digest: Digest, size: int) -> None:
+        """From now on, answer wants for `digest`."""
+        self._served[digest] = size
+
+    def unserve(self, digest: Digest) -> None:
+        """No more."""
+        self._served.pop(digest, None)
+        for key in [key for key in self._asked_of_us if key[1] == digest]:
+            del self._asked_of_us[key]
+
+    def on_want(self, peer: PeerId, want: Want, turn: Turn) -> None:
+        """A peer asks for chunks."""
+        size = self._served.get(want.digest)
+        if size is None:
+            turn.send(peer, Gone(want.digest))
+            return
+        chunks = chunk_count(size)
+        if not 1 <= want.count <= self._limits.serve_chunks_max or want.first + want.count > chunks:
+            raise RemoteError("want for chunks that don't exist or are too many", PENALTY_BAD_WANT)
+        key = (peer, want.digest)
+        asked = self._asked_of_us.get(key, 0) + want.count
+        if asked > chunks * self._limits.serve_factor_max:
+            raise RemoteError("want for the same model over and over", PENALTY_BAD_WANT)
+        self._asked_of_us[key] = asked
+        turn.add(SendBlob(peer, want.digest, want.first, want.count))
