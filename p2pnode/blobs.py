@@ -1,0 +1,104 @@
+"""Models on their way: blobs as files, named by their digest.
+
+Owns the folder `blobs`: what the trainer made (to be served) and what peers send (to be merged), until the core discards it.
+Nothing in it outlives the process. Never holds a model in memory: chunks go to a file, and are read through a mapping. Never
+takes more than `bytes_max` from peers.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocols.merkle import Buffer, Digest, Tree, chunk_count
+from protocols.transfer import blob_frames
+
+FILE_MODE = 0o600
+
+
+@dataclass(slots=True)
+class _Partial:
+    size: int
+    offsets: set[int] = field(default_factory=set)
+
+
+class Blobs:
+    """The blobs of one node. Sizes in bytes."""
+
+    def __init__(self, folder: Path, bytes_max: int) -> None:
+        self.folder = folder
+        self._bytes_max = bytes_max
+        self._trees: dict[Digest, Tree] = {}  # of our own models: what we serve
+        self._partial: dict[Digest, _Partial] = {}
+        self._whole: dict[Digest, int] = {}  # fetched from peers, with their sizes
+
+    def clear(self) -> None:
+        """Make the folder, empty. Raises OSError."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def path(self, digest: Digest) -> Path:
+        """The file of a whole blob."""
+        return self.folder / digest.hex()
+
+    def own(self, digest: Digest, leaves: Sequence[bytes]) -> None:
+        """The trainer has written `digest`; `leaves` are its leaf hashes."""
+        if digest not in self._trees:
+            self._trees[digest] = Tree.of_leaves(leaves)
+
+    def write(self, digest: Digest, size: int, offset: int, data: Buffer) -> None:
+        """Keep a verified piece of a blob of a peer. Raises OSError, also when all that we may keep is in use."""
+        if digest in self._trees or digest in self._whole:
+            return
+        partial = self._partial.get(digest)
+        if partial is None:
+            if self.bytes_held + size > self._bytes_max:
+                raise OSError(errno.ENOSPC, "the blobs of peers take up all the space they may")
+            partial = self._partial[digest] = _Partial(size)
+        part = self.path(digest).with_suffix(".part")
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT, FILE_MODE)
+        try:
+            os.pwrite(fd, data, offset)
+        finally:
+            os.close(fd)
+        partial.offsets.add(offset)
+        if len(partial.offsets) == chunk_count(size):
+            part.rename(self.path(digest))
+            del self._partial[digest]
+            self._whole[digest] = size
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that blobs of peers take up or have reserved."""
+        return sum(self._whole.values()) + sum(partial.size for partial in self._partial.values())
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is here."""
+        return digest in self._trees or digest in self._whole
+
+    def frames(self, digest: Digest, first: int, count: int) -> list[bytes] | None:
+        """The chunk frames of one of our own models; None when we don't have it any more."""
+        tree = self._trees.get(digest)
+        if tree is None:
+            return None
+        try:
+            with self.path(digest).open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    return list(blob_frames(digest, b"", tree, first, count))
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                    return list(blob_frames(digest, view, tree, first, count))
+        except OSError:
+            return None
+
+    def discard(self, digest: Digest) -> None:
+        """Forget a blob, whole or partial. Raises OSError."""
+        self._trees.pop(digest, None)
+        self._whole.pop(digest, None)
+        partial = self._partial.pop(digest, None)
+        path = self.path(digest)
+        (path.with_suffix(".part") if partial else path).unlink(missing_ok=True)

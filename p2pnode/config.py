@@ -1,0 +1,282 @@
+"""What a person may set, and nothing else: one frozen dataclass whose fields are the keys.
+
+Owns the keys, their defaults and their checks, and reads them from a TOML file, `P2PNODE_*` variables and flags, the later
+above the earlier. Never guesses: an unknown key, a wrong type or a value out of range is a `ConfigError` of one sentence that
+says where it stands. Every bound that isn't a person's business lives in `protocols.limits`.
+
+Precedence as in flower and psyche (`peers.md` §5): defaults < file < environment < flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from p2pnode.errors import ConfigError
+from protocols.identity import peer_from_text
+from protocols.limits import EDGE, LAPTOP, Limits
+
+T = TypeVar("T")
+
+ENV_PREFIX = "P2PNODE_"
+ENV_OTHERS = frozenset({"P2PNODE_DATA", "P2PNODE_CONFIG"})  # image data of the built-in tasks; which config file to read
+# Kubernetes sets these for a service that is called "p2pnode"; nobody typed them
+_ENV_SERVICE_LINK = re.compile(r"P2PNODE_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
+TEXT_CHARACTERS_MAX = 256  # longest value of a text key; also the longest multiaddr that peers accept
+LIST_ITEMS_MAX = 64  # longest list; nobody types more bootstraps
+FILE_BYTES_MAX = 1 << 20  # a larger config file is a mistake
+CONFIG_FILE = "config.toml"
+PRESETS: dict[str, Limits] = {"laptop": LAPTOP, "edge": EDGE}
+
+
+_UNSET = Path()
+
+
+def _key(
+    default: T, doc: str, *, low: float | None = None, high: float = 1e6, choices: tuple[str, ...] = (), empty: bool = True
+) -> T:
+    """A field with what a person must know about it, and the values it may have."""
+    made: T = field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "empty": empty})
+    return made
+
+
+def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$XDG_DATA_HOME/p2pnode`, else `~/.local/share/p2pnode` (XDG base directory specification)."""
+    base = environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path(environ.get("HOME") or "~").expanduser() / ".local/share") / "p2pnode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All that a person may set. Raises ConfigError when a value is wrong. Keys of the TOML file have the same names."""
+
+    swarm: str = _key("default", "Name of the swarm; nodes of others are refused. Seeds the models' common start.", empty=False)
+    name: str = _key("", "What people call this node. Empty: the end of its peer id.")
+    data_dir: Path = _key(  # noqa: RUF009 - it is a field like the others
+        _UNSET, "Folder of identity, state, model and control socket. Empty: p2pnode under $XDG_DATA_HOME."
+    )
+    task: str = _key(
+        "digits", "What to train: digits, fashion-mnist, mnist, or yours: module:function, path.py:function.", empty=False
+    )
+    listen: tuple[str, ...] = _key(
+        ("/ip4/0.0.0.0/tcp/0",),
+        "Multiaddrs to listen on. Port 0: a free one, kept over restarts while it stays free.",
+        empty=False,
+    )
+    announce: tuple[str, ...] = _key((), "Multiaddrs to tell others instead of those we listen on (behind a forwarded port).")
+    join: tuple[str, ...] = _key((), "Addresses of members, as `p2pnode run` prints them. One that answers is enough.")
+    merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
+    local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
+    fan_out: int = _key(2, "Peers that each new model is offered to. Guess.", low=1, high=32)
+    merge_inputs_max: int = _key(4, "Models of peers in one merge. Guess.", low=1, high=64)
+    cycle_s: float = _key(0.0, "Least seconds from one training cycle to the next. 0: train all the time.", low=0, high=86_400)
+    merge_tolerance: float = _key(
+        0.5, "A merge that raises the loss on local data by a larger part than this is undone. Guess.", low=0
+    )
+    shard_index: int = _key(0, "Which part of the data is this node's, from 0.", low=0)
+    shard_count: int = _key(1, "How many parts the data is cut into.", low=1)
+    shard_seed: int = _key(0, "Seed of the cut; the same for all nodes, so that parts don't overlap.", low=0, high=2**63 - 1)
+    alpha: float = _key(0.0, "Built-in tasks: Dirichlet concentration of labels; 0.3 is far from IID. 0: even parts.", low=0)
+    device: str = _key("auto", "Torch device of the training process: auto, cpu, cuda, cuda:1.", empty=False)
+    threads: int = _key(0, "Processor threads of the training process. 0: torch decides.", low=0, high=1024)
+    measure_alone: bool = _key(False, "Also train a copy without exchange, to show what peers are worth. Doubles the work.")
+    evaluate_every_s: float = _key(
+        10.0, "Seconds between two tests of the model; at most a tenth of the time goes into them.", low=0.1, high=86_400
+    )
+    save_every_s: float = _key(30.0, "Seconds between two saves of the model; a clean stop saves too.", low=0.1, high=86_400)
+    limits: str = _key("laptop", "Preset of all bounds: laptop, or edge for a small board.", choices=tuple(PRESETS))
+    log_level: str = _key("info", "Least level of the daemon's log lines.", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(Config)
+        for f in fields(self):
+            value = _typed(f.name, hints[f.name], getattr(self, f.name))
+            _check(f.name, value, f.metadata)
+            object.__setattr__(self, f.name, value)
+        if self.data_dir == _UNSET:
+            object.__setattr__(self, "data_dir", default_data_dir())
+        if self.shard_index >= self.shard_count:
+            raise ConfigError(f"shard_index is {self.shard_index}, but with shard_count {self.shard_count} the last part is "
+                              f"{self.shard_count - 1}; count parts from 0")  # fmt: skip
+        for key in ("listen", "announce", "join"):
+            for address in getattr(self, key):
+                _check_address(key, address)
+
+    @property
+    def bounds(self) -> Limits:
+        """The limits that the preset names."""
+        return PRESETS[self.limits]
+
+
+def _typed(key: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`, from what TOML or Python has (an int will do for a float, a list for a tuple, text for a path)."""
+    match value:
+        case bool() if kind is not bool:
+            pass
+        case str() | os.PathLike() if kind is Path:
+            return Path(value).expanduser()
+        case list() | tuple() if kind == tuple[str, ...] and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        case int() if kind is float:
+            return float(value)
+        case _ if kind in (str, int, float, bool) and isinstance(value, kind):
+            return value
+    wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    raise ConfigError(f"{key} must be {wanted.get(kind, 'a list of texts')}, not {value!r}")
+
+
+def _check(key: str, value: Any, meta: Mapping[str, Any]) -> None:
+    texts = value if isinstance(value, tuple) else (str(value),) if isinstance(value, str | Path) else ()
+    if not value and not meta["empty"] and not isinstance(value, bool | int | float):
+        raise ConfigError(f"{key} is empty; give it a value or leave the key out")
+    if len(texts) > LIST_ITEMS_MAX:
+        raise ConfigError(f"{key} has {len(texts)} items; at most {LIST_ITEMS_MAX} are allowed")
+    for text in texts:
+        if not text.isprintable() or (len(text) > TEXT_CHARACTERS_MAX and not isinstance(value, Path)):
+            raise ConfigError(f"{key} must be printable and have at most {TEXT_CHARACTERS_MAX} characters")
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(f"{key} is {value!r}; choose from {', '.join(meta['choices'])}")
+    low, high = meta["low"], meta["high"]
+    if low is not None and not low <= value <= high:  # also catches NaN
+        raise ConfigError(f"{key} is {value!r}; it must be from {low:,} to {high:,.0f}")
+
+
+def _check_address(key: str, address: str) -> None:
+    if not address.startswith("/") or not address.isascii():
+        raise ConfigError(f"{key} has '{address}', which is no multiaddr; it looks like /ip4/192.0.2.7/tcp/4001")
+    if key == "join":
+        check_join(address)
+
+
+def check_join(address: str) -> None:
+    """Raises ConfigError unless `address` is a multiaddr that names the peer to expect there."""
+    _, found, text = address.rpartition("/p2p/")
+    if not address.startswith("/") or not found:
+        raise ConfigError(f"join address '{address}' names no peer; paste the whole line that the other node printed")
+    try:
+        peer_from_text(text)
+    except ValueError as error:
+        raise ConfigError(f"join address '{address}' is damaged ({error}); paste the whole line again") from None
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ, file: Path | None = None) -> Config:
+    """The config from file, environment and flags (a flag that is None was not given).
+
+    `file` (else `$P2PNODE_CONFIG`) must exist; without it `config.toml` of the data folder is read when it is there. Relative
+    paths in a file are relative to the file. Raises ConfigError.
+    """
+    above: dict[str, Any] = {**_from_environ(environ), **{k: v for k, v in (flags or {}).items() if v is not None}}
+    for key in above:
+        _known(key, "flags")
+    named = file or (Path(environ["P2PNODE_CONFIG"]) if environ.get("P2PNODE_CONFIG") else None)
+    folder = Path(above.get("data_dir") or default_data_dir(environ)).expanduser()
+    path = named or folder / CONFIG_FILE
+    below = _from_file(path) if named or path.is_file() else {}
+    if named is None and Path(below.get("data_dir", folder)).resolve() != folder.resolve():
+        raise ConfigError(f"{path}: data_dir names another folder than the one the file is in; remove the key or use --config")
+    below.setdefault("data_dir", folder)
+    try:
+        return Config(**{**below, **above})
+    except ConfigError as error:
+        source = f"{path}: " if any(str(error).startswith(key) and key not in above for key in below) else ""
+        raise ConfigError(f"{source}{error}") from None
+
+
+def _known(key: str, where: str) -> None:
+    names = [f.name for f in fields(Config)]
+    if key in names:
+        return
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(names)}"
+    raise ConfigError(f"{where}: unknown key '{key}'; {hint}")
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise ConfigError(f"{path} is larger than a config file can be; name another with --config")
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"config file {path} can't be read ({error.strerror}); name another with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    for key in values:
+        line = next((n for n, row in enumerate(text.splitlines(), 1) if re.match(rf"\s*\[*\s*[\"']?{re.escape(key)}\b", row)), 0)
+        _known(key, f"{path}, line {line}" if line else str(path))
+    if isinstance(values.get("data_dir"), str) and values["data_dir"]:
+        values["data_dir"] = path.parent / Path(values["data_dir"]).expanduser()
+    if isinstance(values.get("task"), str) and ".py:" in values["task"]:
+        values["task"] = str(path.parent / Path(values["task"]).expanduser())
+    return values
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    hints = get_type_hints(Config)
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHERS or _ENV_SERVICE_LINK.fullmatch(variable):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        _known(key, f"environment variable {variable}")
+        try:
+            values[key] = parse(hints[key], text)
+        except ValueError as error:
+            raise ConfigError(f"environment variable {variable} is '{text}', {error}") from None
+    return values
+
+
+def parse(kind: Any, text: str) -> Any:
+    """A value of type `kind` from one line of text; lists are separated by commas. Raises ValueError with a hint."""
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError("which is neither true nor false")
+        return text.lower() in ("true", "1", "yes")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError("which is no whole number" if kind is int else "which is no number") from None
+    if kind == tuple[str, ...]:
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    return text
+
+
+# --- the file that `p2pnode init` writes --------------------------------------------------------------------------------
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case tuple():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False)  # for printable text JSON and TOML agree
+        case _:
+            return repr(value)
+
+
+def commented_toml(config: Config | None = None) -> str:
+    """A config file with every key and what it means; keys that have their default stay commented out."""
+    config = config or Config()
+    lines = ["# Configuration of a p2pnode daemon. P2PNODE_* variables and flags stand above what is set here.", ""]
+    for f in fields(Config):
+        if f.name == "data_dir":
+            continue  # the file lives in it
+        meta = f.metadata
+        lines += [f"# {row}" for row in textwrap.wrap(meta["doc"], 118)]
+        value = getattr(config, f.name)
+        lines += [f"{'# ' if value == f.default else ''}{f.name} = {_toml(value)}", ""]
+    return "\n".join(lines)

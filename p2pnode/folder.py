@@ -1,0 +1,115 @@
+"""The data folder: who may read it, who holds it, and the key that a node is.
+
+Owns the folder's and the key's modes, the lock that keeps two daemons out of one folder, and the one way files are replaced:
+temporary file → fsync → rename → fsync of the folder, so that after a power cut there is the old file or the new one. Never
+loosens a mode, never overwrites a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from p2pnode.errors import ConfigError
+from protocols.identity import KEY_BYTES
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+KEY_FILE = "identity.key"
+LOCK_FILE = "lock"
+LOCK_BYTES_MAX = 32  # a process id, for people
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_durably(temporary: Path, target: Path) -> None:
+    """Put `temporary` (same file system) in the place of `target`, whole or not at all. Raises OSError."""
+    fd = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.replace(target)
+    fsync_folder(target.parent)
+
+
+def write_durably(target: Path, data: bytes) -> None:
+    """Write `data` to `target` (mode 0600), whole or not at all. Raises OSError."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    replace_durably(temporary, target)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make `folder` (mode 0700) or adopt it. Raises ConfigError when it can't be used, or when others may write in it."""
+    try:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            folder.chmod(FOLDER_MODE)
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"others may write in the data folder {folder}; run `chmod 700 {folder}` or choose another --data-dir")
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"data folder {folder} can't be used ({error.strerror}); choose another with --data-dir")
+
+
+def load_seed(folder: Path) -> bytes:
+    """The 32-byte Ed25519 seed of this folder's node; drawn when there is none. Raises ConfigError."""
+    path = folder / KEY_FILE
+    try:
+        if not path.exists():
+            write_durably(path, secrets.token_bytes(KEY_BYTES))
+        mode, seed = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"others can read the private key {path}; run `chmod 600 {path}`, or remove it to get a new identity")
+    if len(seed) != KEY_BYTES:
+        raise ConfigError(f"{path} has {len(seed)} bytes instead of {KEY_BYTES}; restore it, or remove it to get a new identity")
+    return seed
+
+
+class Lock:
+    """One holder per data folder, in this process or another; the kernel lets go when the process dies."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError when another node holds `folder`."""
+        try:
+            self._fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as error:
+            raise _unusable(folder, error) from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, LOCK_BYTES_MAX, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._fd)
+            raise ConfigError(
+                f"the data folder {folder} is in use by process {holder}; stop it (`p2pnode stop`) or choose another --data-dir"
+            ) from None
+        with contextlib.suppress(OSError):  # only for people; a full disk must not keep a node from starting
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Let others in. The file stays: removing it would let two holders lock two files of one name."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
