@@ -1,9 +1,9 @@
 """One participant, composed of membership, transfers, scoring and gossip.
 
-The contract with whoever drives it: `handle(event, now)` is called for everything that happens, one call at a time, and returns the
-effects to carry out, in order; `handle(Tick(), t)` is called at or after `deadline`. The core never reads a clock, a socket, a
-file or global randomness, and never waits. Only bytes come from peers, and whatever they are, `handle` returns: a peer's fault
-becomes penalty points and a report, never an exception.
+The contract with whoever drives it: `handle(event, now)` is called for everything that happens, one call at a time, and
+returns the effects to carry out, in order; `handle(Tick(), t)` is called at or after `deadline`. The core never reads a clock,
+a socket, a file or global randomness, and never waits. Only bytes come from peers, and whatever they are, `handle` returns: a
+peer's fault becomes penalty points and a report, never an exception.
 
 A link is greeted first: both sides send a hello (swarm and schema digests), and only if these agree is anything else listened to.
 """
@@ -48,6 +48,7 @@ from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
 
 PENALTY_RUDE = 40.0  # talks before it has said hello, or says hello twice
+DEFAULT_GOSSIP = GossipSettings()
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
 
 
@@ -64,7 +65,7 @@ class CoreSettings:
     schema: bytes
     samples: int
     limits: Limits = LAPTOP
-    gossip: GossipSettings = GossipSettings()
+    gossip: GossipSettings = DEFAULT_GOSSIP
     neighbours: tuple[Contact, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -153,9 +154,10 @@ class Core:
         if isinstance(event, Tick):
             self._members.liveness.ticked(now - self._deadline)
         self._dispatch(event, turn)
-        if not self._leaving and now >= self._next_deadline():
-            self._tick(turn)
         self._deadline = self._next_deadline()
+        if now >= self._deadline:
+            self._tick(turn)
+            self._deadline = self._next_deadline()
         return turn.effects
 
     def _dispatch(self, event: Event, turn: Turn) -> None:
@@ -168,6 +170,8 @@ class Core:
                 self._on_down(peer, turn)
             case DialFailed(peer, addresses, _):
                 self._on_dial_failed(peer, addresses, turn)
+            case Trained() | Merged() | Stored() if self._leaving:
+                pass  # nobody is listening any more
             case Trained():
                 self._gossip.on_trained(event, turn)
             case Merged():
@@ -237,13 +241,13 @@ class Core:
             self._members.dial_failed(target, turn.now)
 
     def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
-        link.state = State.CLOSING
+        self._members.parting(link, text, turn)
         turn.send(link.peer, Bye(reason, text))
         turn.add(Hangup(link.peer, text))
 
     def _leave(self, turn: Turn) -> None:
         self._leaving = True
-        for link in self._links.values():
+        for link in list(self._links.values()):
             if link.state is not State.CLOSING:
                 self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
 
@@ -332,10 +336,9 @@ class Core:
         self._hang_up(link, reason, text, turn)
 
     def _on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
-        self._members.on_bye(link, bye, turn.now)
+        self._members.on_bye(link, bye, turn)
         if bye.reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA) and not link.refusal_told:
             turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused us: {bye.text}")
-        link.state = State.CLOSING
         turn.add(Hangup(link.peer, f"the peer said goodbye: {bye.text}"))
 
     # --- faults -------------------------------------------------------------------------------------------------------

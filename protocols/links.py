@@ -6,7 +6,7 @@ schema, it may talk) or `CLOSING` (we hung up; whatever still arrives is not loo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from protocols.errors import RemoteError
@@ -43,10 +43,11 @@ class Link:
     round_trip_s: float | None = None
     shuffle_asked: bool = False
     neighbour_asked: bool = False
+    introduced: bool = False  # we have told others of this newcomer
     offered: int = 0  # sequence number of our newest offer that this peer has been sent
     offers: int = 0  # offers received from it
     merges: int = 0  # of its models that were merged
-    refusal_told: bool = field(default=False)
+    refusal_told: bool = False
 
     @property
     def contact(self) -> Contact:

@@ -83,12 +83,19 @@ class Membership:
         peer = link.peer
         if self.dialler.dialling(link.address):
             self.dialler.failed(link.address, turn.now)
-        if self.active.pop(peer, None) is not None:
-            turn.report(Kind.LEFT, peer, "link closed")
-            self._keep(link.contact)
-        elif not link.dialled or link.state is State.CLOSING:
+        if link.state is State.CLOSING:
             return
-        self.dialler.failed(peer, turn.now)  # it just died, left or didn't want us: others first
+        if peer in self.active:
+            self.parting(link, "link lost", turn)
+            self._keep(link.contact)
+        if link.dialled or peer in self.passive:
+            self.dialler.failed(peer, turn.now)  # it just died or didn't want us: others first
+
+    def parting(self, link: Link, why: str, turn: Turn) -> None:
+        """The link is about to close, or has closed: whatever still arrives on it is not looked at."""
+        link.state = State.CLOSING
+        if self.active.pop(link.peer, None) is not None:
+            turn.report(Kind.LEFT, link.peer, why)
 
     def dial_failed(self, target: Target, now: float) -> None:
         """Nobody answered at `target`. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
@@ -112,7 +119,8 @@ class Membership:
             if accepted:
                 self._activate(link, turn)
         turn.send(link.peer, NeighbourReply(accepted))
-        if accepted and ask.newcomer:
+        if accepted and ask.newcomer and not link.introduced:
+            link.introduced = True
             for peer in self.active:
                 if peer != link.peer:
                     turn.send(peer, ForwardJoin(link.contact, self._limits.walk_hops_active))
@@ -156,14 +164,19 @@ class Membership:
             for contact in shuffle.contacts:
                 self._keep(contact)
 
-    def on_bye(self, link: Link, bye: Bye, now: float) -> None:
+    def on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
         """A peer closes its link to us, with a reason."""
-        if bye.reason is Goodbye.VIEW_FULL:
-            self._keep(link.contact)
-        elif bye.reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA):
-            self.give_up(link.peer, now, refused=True)
-        elif bye.reason is Goodbye.LEAVING:
-            self.passive.pop(link.peer, None)
+        self.parting(link, f"the peer said goodbye: {bye.text}", turn)
+        match bye.reason:
+            case Goodbye.OTHER_SWARM | Goodbye.OTHER_SCHEMA:
+                self.give_up(link.peer, turn.now, refused=True)
+                self.dialler.refused(link.address, turn.now)
+            case Goodbye.LEAVING:
+                self.passive.pop(link.peer, None)
+                self.dialler.failed(link.peer, turn.now)
+            case _:
+                self._keep(link.contact)
+                self.dialler.failed(link.peer, turn.now)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -199,15 +212,13 @@ class Membership:
         turn.report(Kind.JOINED, link.peer, "active peer")
 
     def _drop(self, link: Link, why: str, reason: Goodbye, turn: Turn) -> None:
-        del self.active[link.peer]
-        if reason is Goodbye.VIEW_FULL:
-            self._keep(link.contact)
-        self.dialler.failed(link.peer, turn.now)
-        turn.report(Kind.LEFT, link.peer, why)
+        """Close a link of the active view, and look for another peer first."""
         self._close(link, reason, why, turn)
+        self._keep(link.contact)
+        self.dialler.failed(link.peer, turn.now)
 
     def _close(self, link: Link, reason: Goodbye, why: str, turn: Turn) -> None:
-        link.state = State.CLOSING
+        self.parting(link, why, turn)
         turn.send(link.peer, Bye(reason, why))
         turn.add(Hangup(link.peer, why))
 
