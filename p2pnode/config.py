@@ -27,7 +27,8 @@ from protocols.limits import EDGE, LAPTOP, Limits
 T = TypeVar("T")
 
 ENV_PREFIX = "P2PNODE_"
-ENV_OTHERS = frozenset({"P2PNODE_DATA", "P2PNODE_CONFIG"})  # image data of the built-in tasks; which config file to read
+# no keys: image data of the built-in tasks; which config file to read; tracebacks of the command line
+ENV_OTHERS = frozenset({"P2PNODE_DATA", "P2PNODE_CONFIG", "P2PNODE_DEBUG"})
 # Kubernetes sets these for a service that is called "p2pnode"; nobody typed them
 _ENV_SERVICE_LINK = re.compile(r"P2PNODE_(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?)")
 TEXT_CHARACTERS_MAX = 256  # longest value of a text key; also the longest multiaddr that peers accept

@@ -132,7 +132,10 @@ class ControlServer:
 
 
 async def ask_async(folder: Path, request: dict[str, Any], timeout: float = 10.0) -> dict[str, Any]:
-    """The running daemon's answer. Raises NotRunning, or ControlError with the daemon's sentence. `timeout` in seconds."""
+    """The running daemon's answer within `timeout` seconds.
+
+    Raises NotRunning, TimeoutError when it is there but silent, or ControlError with the daemon's sentence.
+    """
     try:
         async with asyncio.timeout(timeout):
             with _address(folder) as address:
@@ -144,7 +147,7 @@ async def ask_async(folder: Path, request: dict[str, Any], timeout: float = 10.0
                 writer.close()
         answer = json.loads(line)
     except TimeoutError:
-        raise NotRunning(f"the daemon in {folder} doesn't answer within {timeout:.0f} s") from None
+        raise TimeoutError(f"the daemon in {folder} doesn't answer within {timeout:.0f} s; try again") from None
     except (OSError, ValueError):  # ValueError: the daemon died in the middle of its answer
         raise NotRunning(f"no daemon runs in {folder}; start one with `p2pnode run`") from None
     if not isinstance(answer, dict) or "error" in answer:
