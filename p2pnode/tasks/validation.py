@@ -36,6 +36,9 @@ def validate(name: str, task: Any) -> Task:
     for field in ("train_data", "test_data"):
         _check_data(name, field, getattr(task, field))
     _try_once(name, task)
+    for key, value in task.model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ConfigError(f"task '{name}': '{key}' of the model isn't finite; make a mask a buffer with persistent=False.")
     return task
 
 

@@ -1,0 +1,314 @@
+"""Learning inside the training process: local steps, merges behind a gate, evaluation, models as blobs.
+
+Owns the model and its optimizer. It must never let a model leave, or replace its own, that isn't finite. What it merges comes
+from strangers: shapes, types and values are checked by `protocols.tensors` and the merge rule before anything is touched.
+
+After a merge the optimizer keeps its momentum: the merged model is near the old one and momentum is what lets sparse
+exchanges pay (measured: digits, 4 nodes, Dirichlet 0.3, see `tasks/digits.py`). The gate compares with knowing nothing, not
+with before: on a skewed shard a merged model is rightly worse on local data for a while, but one worse than the untrained model
+is poison.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import mmap
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from p2pnode.errors import ConfigError
+from p2pnode.task import Shard, Task, make
+from p2pnode.tasks.samples import Samples, shuffled
+from p2pnode.trainer import Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
+from protocols import tensors
+from protocols.merging import BadInput, MergeRule, rule_named
+from protocols.merkle import Digest, Tree
+
+VALIDATION_SAMPLES_MAX = 256  # of the local training data, for the gate: one batch, a few milliseconds
+EVALUATION_BATCH = 1000  # test samples at a time: bounds memory, large enough to be fast
+
+State = dict[str, Tensor]
+
+
+class Pupil:
+    """A model with its optimizer and its order of samples; the node's own, and the one that stays alone."""
+
+    def __init__(self, task: Task, model: nn.Module, samples: Samples, rng: np.random.Generator) -> None:
+        self.task, self.model, self.samples = task, model, samples
+        self.order = shuffled(len(samples), task.batch_size, rng)
+        self.steps = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """A fresh optimizer."""
+        self.optimizer = self.task.optimizer([p for p in self.model.parameters() if p.requires_grad])
+
+    def learn(self, steps: int) -> float:
+        """So many optimizer steps; the mean of their losses."""
+        self.model.train()
+        total = torch.zeros((), device=self.samples.device)
+        for _ in range(steps):
+            total += self._step()
+        self.steps += steps
+        return float(total) / max(steps, 1)
+
+    def _step(self) -> Tensor:
+        inputs, targets = self.samples.take(next(self.order))
+
+        def closure() -> Tensor:  # some optimizers, such as L-BFGS, ask for the loss several times
+            self.optimizer.zero_grad()
+            loss = self.task.loss(self.model(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        loss: Tensor = self.optimizer.step(closure)  # type: ignore[assignment, arg-type]
+        return loss.detach()
+
+
+class Learner:
+    """Everything the training process does. `at`: a blob and its steps, from which a restarted process goes on."""
+
+    def __init__(self, settings: TrainerSettings, blobs: Path, at: tuple[Path, int] | None) -> None:
+        """Raises ConfigError when the task, the device, the merge rule or the file to resume from is bad."""
+        torch.set_num_threads(settings.threads)
+        self.settings, self.blobs = settings, blobs
+        self.device = _device(settings.device)
+        self.rule = _rule(settings.merge)
+        shard = Shard(settings.shard_index, settings.shard_count, settings.shard_seed, settings.alpha)
+        self.task = make(settings.task, shard, settings.init_seed)
+        model = self.task.model.to(self.device)
+        self.schema = tensors.schema_of(model)
+        self.test = Samples(self.task.test_data, self.device)
+        samples = Samples(self.task.train_data, self.device)
+        self.validation = samples.take(_random(settings, 4).permutation(len(samples))[:VALIDATION_SAMPLES_MAX])
+        self.untrained_loss = self._validation_loss(model)
+        self.alone = None
+        if settings.measure_alone:
+            self.alone = Pupil(self.task, copy.deepcopy(model), samples, _random(settings, 3, 0))
+        steps = self._restore(model, at)
+        self.pupil = Pupil(self.task, model, samples, _random(settings, 3, steps))
+        self.pupil.steps = steps
+        torch.manual_seed(int(_random(settings, 5, steps).integers(1 << 62)))  # dropout and the like
+        self._keep_blob()
+
+    def ready(self) -> Ready:
+        """What the parent wants to know first."""
+        return Ready(
+            schema_digest=self.schema.digest,
+            size=self.schema.size,
+            parameters=sum(p.numel() for p in self.pupil.model.parameters() if p.requires_grad),
+            samples=len(self.pupil.samples),
+            device=str(self.device),
+            digest=self.tree.digest,
+            leaves=self.tree.levels[0],
+            steps=self.pupil.steps,
+        )
+
+    def train(self, steps: int) -> TrainResult:
+        """Local steps. A model that diverges goes back to what it was, with a fresh optimizer and NaN for a loss."""
+        began = time.perf_counter()
+        loss = self.pupil.learn(steps)
+        if math.isfinite(loss) and _is_finite(self.pupil.model):
+            self._keep_blob()
+        else:
+            loss = math.nan
+            _load(self.pupil.model, tensors.decode(self.schema, self._blob().read_bytes()))
+            self.pupil.forget()
+        seconds = time.perf_counter() - began
+        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], self.pupil.steps, loss, seconds)
+
+    def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
+        """Merge what can be merged of `inputs`; keep it if the gate lets it through."""
+        own = {name: value.cpu() for name, value in tensors.state_of(self.pupil.model).items()}
+        received: list[tuple[Digest, float, State]] = []
+        faults: list[tuple[Digest, str]] = []
+        for digest, path, weight in inputs:
+            try:
+                received.append((digest, weight, tensors.decode(self.schema, _mapped(path))))
+            except FileNotFoundError:
+                pass  # ours to have lost, no peer's fault
+            except (tensors.ModelError, ValueError) as error:
+                faults.append((digest, str(error)))
+        merged: State | None = None
+        while received and merged is None:
+            try:
+                merged = self.rule.merge(self.schema, own, own_weight, [(weight, state) for _, weight, state in received])
+            except BadInput as error:
+                faults.append((received.pop(error.index)[0], str(error)))
+        kept, loss = (False, math.nan) if merged is None else self._replace(merged)
+        if kept:
+            self._keep_blob()
+        used = tuple(digest for digest, _, _ in received)
+        return MergeResult(self.tree.digest, self.schema.size, self.tree.levels[0], kept, used, tuple(faults), loss)
+
+    def evaluate(self) -> Evaluation:
+        """Test loss and accuracy; the copy that stays alone first catches up with the node's local steps."""
+        began = time.perf_counter()
+        loss, accuracy = self._test(self.pupil.model)
+        alone = None
+        if self.alone is not None:
+            self.alone.learn(self.pupil.steps - self.alone.steps)
+            alone = self._test(self.alone.model)[1]
+        return Evaluation(loss, accuracy, alone, len(self.test), time.perf_counter() - began)
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """The current model as safetensors: all of it durable at `path`, or nothing changed. Raises ConfigError."""
+        kept = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
+        state = {name: value.cpu().contiguous().clone() for name, value in self.pupil.model.state_dict().items()}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file(state, temporary, {**metadata, **kept})
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"the model can't be written to {path}: {error}; give a path that can be written.") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _blob(self) -> Path:
+        return self.blobs / self.tree.digest.hex()
+
+    def _keep_blob(self) -> None:
+        """Hand the current model over as a file. Not synced: it need only outlive this process, not the machine."""
+        data = tensors.encode(self.schema, tensors.state_of(self.pupil.model))
+        self.tree = Tree.of(data)
+        temporary = self.blobs / ".trainer.tmp"
+        temporary.write_bytes(data)
+        temporary.replace(self._blob())
+
+    def _restore(self, model: nn.Module, at: tuple[Path, int] | None) -> int:
+        """Bring `model` to where an earlier process was, as far as it left anything; the steps it had done."""
+        if at is not None:
+            blob, steps = at
+            data = blob.read_bytes() if blob.is_file() else b""
+            if Tree.of(data).digest.hex() == blob.name:
+                _load(model, tensors.decode(self.schema, data))
+                return steps
+        return 0 if self.settings.resume is None else self._resume(model, self.settings.resume)
+
+    def _resume(self, model: nn.Module, path: Path) -> int:
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            return int(metadata.get("steps", 0))
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"the saved model {path} can't be read: {error}; move it away to start anew.") from None
+        except (RuntimeError, ValueError):
+            raise ConfigError(
+                f"the saved model {path} isn't of task '{self.settings.task}'; run its own task or move it away to start anew."
+            ) from None
+
+    def _replace(self, merged: State) -> tuple[bool, float]:
+        """Put `merged` in the model's place if its loss on local data is bearable; whether it was, and that loss.
+
+        The two are swapped tensor by tensor, so that going back is exact and costs no third copy.
+        """
+        model = self.pupil.model
+        worst = max((x for x in (self.untrained_loss, self._validation_loss(model)) if math.isfinite(x)), default=math.inf)
+        bound = worst + (self.settings.merge_tolerance - 1) * abs(worst)
+        live = model.state_dict()
+        _swap(live, merged, list(merged))
+        loss = self._validation_loss(model)
+        if math.isfinite(loss) and loss <= bound:
+            return True, loss
+        _swap(live, merged, list(merged)[::-1])  # backwards, so that tensors under two names come right
+        return False, loss
+
+    def _validation_loss(self, model: nn.Module) -> float:
+        inputs, targets = self.validation
+        with _evaluating(model):
+            return float(self.task.loss(model(inputs), targets))
+
+    def _test(self, model: nn.Module) -> tuple[float, float | None]:
+        """Mean loss and metric over the test data."""
+        metric = self.task.metric or _accuracy
+        loss, score, scored = 0.0, 0.0, True
+        with _evaluating(model):
+            for inputs, targets in self.test.batches(EVALUATION_BATCH):
+                outputs = model(inputs)
+                loss += float(self.task.loss(outputs, targets)) * len(targets)
+                value = metric(outputs, targets) if scored else None
+                scored = value is not None
+                score += 0.0 if value is None else float(value) * len(targets)
+        return loss / len(self.test), score / len(self.test) if scored else None
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """The share of right answers, where targets are class numbers and outputs have the classes in dimension 1."""
+    whole = not (targets.is_floating_point() or targets.is_complex()) and targets.dtype != torch.bool
+    if not whole or outputs.dim() != targets.dim() + 1:
+        return None
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    model.eval()
+    with torch.no_grad():
+        yield
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' but torch finds no CUDA device; use 'auto' or 'cpu'.")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device is '{name}'; use 'auto', 'cpu' or 'cuda'.")
+    return torch.device(name)
+
+
+def _rule(name: str) -> MergeRule:
+    try:
+        return rule_named(name)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"merge rule '{name}' can't be used: {error.args[0] if error.args else name}") from None
+
+
+def _random(settings: TrainerSettings, *purpose: int) -> np.random.Generator:
+    """A stream of its own for each node and purpose."""
+    return np.random.default_rng([settings.shard_seed, settings.shard_index, *purpose])
+
+
+def _mapped(path: Path) -> memoryview:
+    """A file's bytes, read as they are needed; private, so that nothing done to them reaches the file."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _load(model: nn.Module, state: State) -> None:
+    live = model.state_dict()
+    for name, value in state.items():
+        live[name].copy_(value)
+
+
+def _swap(live: State, other: State, names: Sequence[str]) -> None:
+    for name in names:
+        before = live[name].clone()
+        live[name].copy_(other[name])
+        other[name].copy_(before)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values() if value.is_floating_point())
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or a folder's list of names."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

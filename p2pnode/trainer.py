@@ -1,0 +1,365 @@
+"""The parent's side of the training process: requests out, answers in, and a new process when one dies.
+
+Owns the child process and its socket. It must never import torch, nor train or hold a model in this process: a busy Python
+thread ruins the network (402 to 85 MB/s beside a training loop, issue 2). Models pass as blob files, never over the socket.
+
+A request is carried out to its end even when the coroutine that asked for it is cancelled; the next request waits its turn.
+A child that dies is replaced and continues from the last model it handed over, with a fresh optimizer; the request is
+repeated. So a caller sees an answer, a `ConfigError` that the user must mend, or a `TrainerError` after `CRASHES_MAX`
+crashes in a row. Idea: Erlang's supervisors (one child, bounded restarts); multiprocessing's spawn for what a child must know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from p2pnode.errors import ConfigError
+from protocols.merkle import Digest
+
+log = logging.getLogger(__name__)
+
+CRASHES_MAX = 5  # in a row, during one request: more is no accident (guess)
+STOP_S_MAX = 2.0  # from SIGKILL to the process being gone; only a stuck driver takes longer
+FRAME_BYTES_MAX = 1 << 26  # of our own child: leaf hashes of a 2 GiB model are 256 KiB, a traceback less
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+class TrainerError(Exception):
+    """The training process can't do what was asked; the text holds its last traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """What the training process must know.
+
+    `task` is text for `task.load_task`. `init_seed`: shared by all nodes that start from one model, None for an independent
+    start. `merge`: a rule's name in `protocols.merging`. `device`: auto (cuda where present), cpu or cuda. `measure_alone`: train
+    a second copy without exchange, for `Evaluation.alone_accuracy`. `merge_tolerance`: a merged model is kept while its loss on
+    local data is at most so many times the loss before the merge, or of the untrained model if that is higher. `resume`: a
+    file that `Trainer.save` wrote, to go on from.
+    """
+
+    task: str
+    shard_index: int = 0
+    shard_count: int = 1
+    shard_seed: int = 0
+    alpha: float | None = None
+    init_seed: int | None = None
+    merge: str = "VarianceCorrected"
+    device: str = "auto"
+    threads: int = 1
+    measure_alone: bool = False
+    merge_tolerance: float = 1.5
+    resume: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child has its task. `leaves`: the Merkle leaves of blob `digest`, the model it starts from after `steps` steps."""
+
+    schema_digest: bytes
+    size: int
+    parameters: int
+    samples: int
+    device: str
+    digest: Digest
+    leaves: tuple[bytes, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The model is now blob `digest` after `steps` local steps in all; `loss` is the mean over the steps just done.
+
+    `loss` is NaN when training diverged: then the model is what it was before.
+    """
+
+    digest: Digest
+    size: int
+    leaves: tuple[bytes, ...]
+    steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """The model is now blob `digest`, which is the one before unless `kept`.
+
+    `used`: the inputs that were merged. `faults`: inputs that aren't a model of this schema, with the reason. `loss`: of the
+    merged model on local validation data, NaN when nothing was merged.
+    """
+
+    digest: Digest
+    size: int
+    leaves: tuple[bytes, ...]
+    kept: bool
+    used: tuple[Digest, ...]
+    faults: tuple[tuple[Digest, str], ...]
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Means over the `samples` of the test data. Accuracies are None where the task has none, or none was asked for."""
+
+    test_loss: float
+    test_accuracy: float | None
+    alone_accuracy: float | None
+    samples: int
+    seconds: float
+
+
+Result = Ready | TrainResult | MergeResult | Evaluation
+
+_RESULTS: dict[str, type[Result] | None] = {
+    "start": Ready,
+    "train": TrainResult,
+    "merge": MergeResult,
+    "evaluate": Evaluation,
+    "save": None,
+}
+
+
+class Trainer:
+    """One training process, kept alive. `blobs`: the folder where it puts models, each named by its digest in hex.
+
+    The owner of the folder may delete any blob but the one named last. Methods may be called at any time and from several
+    tasks of one event loop; they are carried out one after the other.
+    """
+
+    def __init__(self, settings: TrainerSettings, blobs: Path) -> None:
+        self._settings = settings
+        self._blobs = blobs
+        self._child: _Child | None = None
+        self._last: Ready | None = None  # the model a new child starts from
+        self._turn = asyncio.Lock()
+        self._work: set[asyncio.Task[Any]] = set()
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, None while there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    async def start(self) -> Ready:
+        """Start the process and the task. Raises ConfigError with the child's sentence when the task is bad."""
+        ready: Ready = await self._ask("start")
+        return ready
+
+    async def train(self, steps: int) -> TrainResult:
+        """Do `steps` local optimizer steps."""
+        result: TrainResult = await self._ask("train", steps)
+        return result
+
+    async def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
+        """Merge the current model (weight `own_weight`) with models in files: (digest, path, weight) each, in this order.
+
+        The files' bytes were verified against their digests by the caller. An input that isn't there any more is left out.
+        """
+        packed = [(digest, str(path), weight) for digest, path, weight in inputs]
+        result: MergeResult = await self._ask("merge", own_weight, packed)
+        return result
+
+    async def evaluate(self) -> Evaluation:
+        """Loss and accuracy of the current model on all test data."""
+        result: Evaluation = await self._ask("evaluate")
+        return result
+
+    async def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the current model as safetensors, durably and all or nothing. Raises ConfigError when `path` can't be written.
+
+        Beside `metadata` the file gets `steps` and `schema`, which `TrainerSettings.resume` reads.
+        """
+        await self._ask("save", os.path.join(os.getcwd(), path), metadata)
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing. What waits for an answer gets a TrainerError. For good: nothing starts again."""
+        self._stopped = True
+        await self._drop()
+        if self._work:
+            await asyncio.wait(self._work)
+
+    async def _ask(self, *request: Any) -> Any:
+        work = asyncio.create_task(self._answer(request))
+        self._work.add(work)
+        work.add_done_callback(self._forget)
+        return await asyncio.shield(work)  # a cancelled caller must not leave half a conversation behind
+
+    def _forget(self, work: asyncio.Task[Any]) -> None:
+        self._work.discard(work)
+        if not work.cancelled():
+            work.exception()  # seen, even when the one who asked has gone
+
+    async def _answer(self, request: tuple[Any, ...]) -> Result | None:
+        """Carry out one request, with as many children as it takes."""
+        async with self._turn:
+            for crash in range(1, CRASHES_MAX + 1):
+                try:
+                    if request[0] == "start" or self._child is None:
+                        await self._launch()
+                    if request[0] == "start":
+                        return self._last
+                    assert self._child is not None, "launched above"
+                    return self._remember(await self._child.ask(request))
+                except _CrashError as error:
+                    await self._drop()
+                    if self._stopped:
+                        raise TrainerError("the trainer was stopped") from None
+                    last = str(error)
+                    log.warning("training process crashed (%d of %d) during %s: %s", crash, CRASHES_MAX, request[0], last)
+            raise TrainerError(f"the training process crashed {CRASHES_MAX} times in a row; the last time {last}")
+
+    async def _launch(self) -> None:
+        """A child with its task, at the last model handed over."""
+        if self._stopped:
+            raise TrainerError("the trainer was stopped")
+        await self._drop()
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._child = await _Child.spawn(self._settings.threads)
+        if self._stopped:  # while the child was being born
+            await self._drop()
+            raise TrainerError("the trainer was stopped")
+        try:
+            ready = await self._child.ask(("start", *self._beginning()))
+        except ConfigError:
+            await self._drop()
+            raise
+        assert isinstance(ready, Ready), "start is answered by Ready"
+        if self._last is not None and ready.digest != self._last.digest:
+            log.warning("the last model's file was gone or damaged; training goes on from %s", ready.digest.hex()[:16])
+        self._last = ready
+
+    def _beginning(self) -> tuple[Any, ...]:
+        """What a child is told first: settings, folder of blobs, where modules are found, the model to go on from."""
+        settings = {field.name: getattr(self._settings, field.name) for field in dataclasses.fields(self._settings)}
+        settings["resume"] = None if self._settings.resume is None else os.path.abspath(self._settings.resume)
+        blobs = os.path.abspath(self._blobs)
+        at = None if self._last is None else (os.path.join(blobs, self._last.digest.hex()), self._last.steps)
+        return settings, blobs, [folder or os.getcwd() for folder in sys.path], at
+
+    def _remember(self, result: Result | None) -> Result | None:
+        assert self._last is not None, "a child that answers was started"
+        match result:
+            case TrainResult(digest=digest, size=size, leaves=leaves, steps=steps):
+                self._last = dataclasses.replace(self._last, digest=digest, size=size, leaves=leaves, steps=steps)
+            case MergeResult(digest=digest, size=size, leaves=leaves):
+                self._last = dataclasses.replace(self._last, digest=digest, size=size, leaves=leaves)
+            case _:
+                pass
+        return result
+
+    async def _drop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.close()
+
+
+class _CrashError(Exception):
+    """The child died, or said that it is about to."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process and the socket to it; one question at a time."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def spawn(cls, threads: int) -> _Child:
+        """A fresh interpreter in a session of its own: Ctrl-C reaches the parent alone, which decides."""
+        if getattr(sys.modules["__main__"].__spec__, "name", None) == "p2pnode.trainer_process":
+            raise ConfigError(
+                "the task's file starts a node when it is imported; put that part under if __name__ == '__main__'."
+            )
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        if _PACKAGE_ROOT.name not in ("site-packages", "dist-packages"):  # run from a source tree
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "p2pnode.trainer_process", str(theirs.fileno()), str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,  # a user's print must not corrupt what the parent prints
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=environment,
+            )
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, OSError):
+                raise _CrashError(f"it can't be started: {error}") from None
+            raise
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    async def ask(self, request: tuple[Any, ...]) -> Result | None:
+        """The answer to one request. Raises _CrashError, or ConfigError when the fault is the user's."""
+        try:
+            data = msgpack.packb(request)
+            self.writer.write(len(data).to_bytes(4, "big") + data)
+            await self.writer.drain()
+            size = int.from_bytes(await self.reader.readexactly(4), "big")
+            assert size <= FRAME_BYTES_MAX, "our own child keeps to the limit"
+            kind, *fields = msgpack.unpackb(await self.reader.readexactly(size), use_list=False)
+        except (asyncio.IncompleteReadError, OSError):
+            await self.close()
+            raise _CrashError(_ending(self.process.returncode)) from None
+        except BaseException:
+            self._kill()  # its answer would be taken for that to the next question
+            raise
+        match kind:
+            case "config":
+                raise ConfigError(fields[0])
+            case "crash":
+                raise _CrashError(fields[0])
+            case _:
+                result = _RESULTS[request[0]]
+                return None if result is None else result(*fields)
+
+    async def close(self) -> None:
+        """Kill the process with all that it started, and wait until it is gone."""
+        self.writer.transport.abort()  # a plain close would wait for a child that doesn't read
+        with suppress(OSError):
+            await self.writer.wait_closed()
+        with suppress(TimeoutError):  # closing the socket ended an idle child, and one that crashed is gone already
+            await asyncio.wait_for(self.process.wait(), 0.05)
+        self._kill()
+        try:
+            await asyncio.wait_for(self.process.wait(), STOP_S_MAX)
+        except TimeoutError:
+            log.error("training process %d doesn't end though it was killed", self.process.pid)
+
+    def _kill(self) -> None:
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _ending(status: int | None) -> str:
+    if status is None:
+        return "it closed its socket"
+    if status >= 0:
+        return f"it ended with exit status {status}"
+    try:
+        return f"it was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was ended by signal {-status}"

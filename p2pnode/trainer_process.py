@@ -1,0 +1,119 @@
+"""The training process: `python -m p2pnode.trainer_process FD PARENT_PID`, started by `p2pnode.trainer` only.
+
+Owns the child's end of the socket and its own death: it ends when the parent ends, however that comes about, and it says why
+when the user's code raises. It must never write to stdout, handle Ctrl-C, or outlive its parent. The learning itself is in
+`learner.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from p2pnode.errors import ConfigError
+from p2pnode.trainer import TrainerSettings
+
+if TYPE_CHECKING:
+    from p2pnode.learner import Learner
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int, parent: int) -> None:
+    """Serve requests until the parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    faulthandler.enable()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # else a print is lost when the process is killed
+    sock = socket.socket(fileno=fd)
+    requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sock, requests), daemon=True).start()
+    learner: Learner | None = None
+    while True:
+        try:
+            match requests.get():
+                case ["start", settings, blobs, path, at]:
+                    learner = _start(settings, blobs, path, at)
+                    answer = _fields(learner.ready())
+                case request:
+                    assert learner is not None, "the parent starts a task first"
+                    answer = _carry_out(learner, request)
+        except ConfigError as error:
+            _send(sock, ["config", str(error)])
+        except BaseException:
+            _send(sock, ["crash", traceback.format_exc()])
+            os._exit(1)
+        else:
+            _send(sock, ["ok", *answer])
+
+
+def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
+    match request:
+        case ["train", steps]:
+            return _fields(learner.train(steps))
+        case ["merge", own_weight, inputs]:
+            return _fields(learner.merge(own_weight, [(digest, Path(path), weight) for digest, path, weight in inputs]))
+        case ["evaluate"]:
+            return _fields(learner.evaluate())
+        case ["save", path, metadata]:
+            learner.save(Path(path), metadata)
+            return []
+    raise AssertionError(f"unknown request {request[0]}")
+
+
+def _start(settings: dict[str, Any], blobs: str, path: list[str], at: list[Any] | None) -> Learner:
+    sys.path[:] = path  # the user's modules are found as in the parent
+    from p2pnode.learner import Learner
+
+    if settings["resume"] is not None:
+        settings["resume"] = Path(settings["resume"])
+    return Learner(TrainerSettings(**settings), Path(blobs), None if at is None else (Path(at[0]), at[1]))
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux for SIGKILL when the parent dies; elsewhere, and besides, the end of the socket's stream tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(0)
+
+
+def _listen(sock: socket.socket, requests: queue.SimpleQueue[list[Any]]) -> None:
+    """Read requests in a thread of its own, so that the parent's end is noticed in the middle of a training step."""
+    try:
+        with sock.makefile("rb") as stream:
+            for data in iter(lambda: _frame(stream), b""):
+                requests.put(msgpack.unpackb(data))
+    finally:
+        os._exit(0)
+
+
+def _frame(stream: Any) -> bytes:
+    """The next frame, empty at the end of the stream."""
+    data: bytes = stream.read(int.from_bytes(stream.read(4), "big"))
+    return data
+
+
+def _fields(result: Any) -> list[Any]:
+    return [getattr(result, field.name) for field in dataclasses.fields(result)]
+
+
+def _send(sock: socket.socket, answer: list[Any]) -> None:
+    data = msgpack.packb(answer)
+    sock.sendall(len(data).to_bytes(4, "big") + data)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
