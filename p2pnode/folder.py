@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 
 from p2pnode.errors import ConfigError
-from protocols.identity import KEY_BYTES
+from protocols.identity import KEY_BYTES, Identity, peer_text
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
@@ -85,6 +85,11 @@ def load_seed(folder: Path) -> bytes:
     if len(seed) != KEY_BYTES:
         raise ConfigError(f"{path} has {len(seed)} bytes instead of {KEY_BYTES}; restore it, or remove it to get a new identity")
     return seed
+
+
+def peer_id(folder: Path) -> str:
+    """The peer id, as text, of this folder's node; its key is drawn when there is none. Raises ConfigError."""
+    return peer_text(Identity(load_seed(folder)).peer)
 
 
 class Lock:
