@@ -1,0 +1,218 @@
+"""What is simulated: one frozen dataclass, read from TOML, changed by `key=value`.
+
+Owns the names, types and ranges of scenario keys. Flat on purpose, so that `--set merge=FedAvg` needs no path; only the
+protocols' limits have a table of their own (`[limits]`, `--set limits.shuffle_s=5`). An unknown key is an error that names the
+nearest key. It must never read anything but the one file it is asked for. Where a number may be "off", 0 is off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from protocols.gossip import GossipSettings
+from protocols.limits import LAPTOP, Limits
+from simulations.errors import ScenarioError
+
+SHIPPED = Path(__file__).parent / "scenarios"
+
+TOPOLOGIES = ("overlay", "fully_connected", "ring", "k_regular", "erdos_renyi", "barabasi_albert")
+
+
+def _within(default: float | int, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run. Times in virtual seconds; `seed` decides everything that is random."""
+
+    name: str = "unnamed"
+    seed: int = _within(1, 0, 2**63 - 1)
+    nodes: int = _within(20, 2, 5000)
+    seconds: float = _within(60.0, 0.001, 10_000_000)
+
+    # what is learned
+    task: str = "digits"
+    alpha: float = _within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
+    same_init: bool = False  # True: everybody starts from the same parameters
+    hidden: tuple[int, ...] = ()  # widths of an MLP that replaces the task's model (Xavier-uniform, zero biases); (): task's own
+    lr: float = _within(0.0, 0, 100)  # above 0: SGD with the next two replaces the task's optimizer
+    momentum: float = _within(0.0, 0, 0.9999)
+    weight_decay: float = _within(0.0, 0, 1)
+    batch_size: int = _within(0, 0, 100_000)  # 0: task's own
+    test_samples: int = _within(2000, 1, 10_000_000)  # the first so many of the test data are evaluated
+    evaluate_s: float = _within(5.0, 0.001, 1e6)  # time between two points of the series
+    target_accuracy: float = _within(0.0, 0, 1)  # promised mean accuracy at the end; 0: nothing promised
+    threads: int = _within(2, 1, 256)  # torch threads: fixed, so that sums are the same everywhere
+
+    # how it is learned
+    merge: str = "VarianceCorrected"
+    local_steps: int = _within(20, 1, 100_000)
+    fan_out: int = _within(2, 1, 5000)
+    merge_inputs_max: int = _within(4, 1, 5000)
+    cycle_s: float = _within(0.0, 0, 1e6)
+    self_weight: float = _within(0.0, 0, 0.9999)  # 0: by age and samples, as any other's
+    merge_tolerance: float = _within(1.5, 0, 1e9)  # a merge above so many times the untrained loss is refused; 0: kept unseen
+
+    # the machines
+    step_s: float = _within(0.05, 1e-6, 1e4)  # one local step on a machine of middling speed
+    step_jitter: float = _within(0.2, 0, 0.99)  # each training takes 1 - jitter … 1 + jitter of that
+    speed_spread: float = _within(0.0, 0, 0.99)  # machines differ: 1 - spread … 1 + spread, for good
+    merge_s: float = _within(0.02, 0, 1e4)
+    fsync_s: float = _within(0.005, 0, 1e4)
+    start_s: float = _within(2.0, 0, 1e6)  # nodes start at random within so long
+
+    # the network
+    topology: str = "overlay"  # overlay: bootstraps are given, the membership protocol does the rest
+    degree: int = _within(4, 1, 5000)  # links a node (k_regular), expected (erdos_renyi), links of a newcomer (barabasi_albert)
+    bootstraps: int = _within(1, 1, 100)  # the first so many nodes; they never leave
+    latency_ms_min: float = _within(10.0, 0, 1e6)  # one way; each pair has its own, drawn evenly
+    latency_ms_max: float = _within(60.0, 0, 1e6)
+    bandwidth_mbit: float = _within(100.0, 0.001, 1e6)  # uplink of each node
+    loss: float = _within(0.0, 0, 1)  # share of frames that vanish: stricter than TCP, which would send them again
+    dial_timeout_s: float = _within(5.0, 0.001, 1e4)  # until a dial to a machine that is off fails
+
+    # what goes wrong
+    leave_per_minute: float = _within(0.0, 0, 100)  # share of the nodes
+    join_per_minute: float = _within(0.0, 0, 100)
+    crash_share: float = _within(0.5, 0, 1)  # of those who leave: vanish without a goodbye and without closing links
+    heal_s: float = _within(0.0, 0, 1e6)  # faults end so long before the end
+    grace_s: float = _within(30.0, 0, 1e6)  # a node younger than this may be without peers
+
+    limits: Mapping[str, float] = field(default_factory=dict)  # of protocols.limits.Limits
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            _check_range(known, getattr(self, known.name))
+        wrong = _inconsistent(self)
+        if wrong:
+            raise ScenarioError(wrong)
+        self.protocol_limits()
+
+    def gossip(self) -> GossipSettings:
+        """The part the core is told."""
+        share = self.self_weight or None
+        return GossipSettings(self.local_steps, self.fan_out, self.merge_inputs_max, self.cycle_s, share)
+
+    def protocol_limits(self) -> Limits:
+        """The default limits with this scenario's changes. Raises ScenarioError for one that doesn't exist or fit."""
+        names = {known.name: type(getattr(LAPTOP, known.name)) for known in fields(Limits)}
+        changed: dict[str, Any] = {}
+        for key, value in self.limits.items():
+            if key not in names:
+                raise ScenarioError(f"there is no limit '{key}'{_nearest(key, names)}; protocols/limits.py lists them.")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ScenarioError(f"limit {key} is {value!r}; give a number.")
+            changed[key] = names[key](value)
+        try:
+            return replace(LAPTOP, **changed)
+        except ValueError as error:
+            raise ScenarioError(f"{error}; change [limits].") from None
+
+
+def load(source: str, changes: Iterable[str] = (), seed: int | None = None) -> Scenario:
+    """The scenario in a TOML file, or the shipped one of that name, with `key=value` changes on top. Raises ScenarioError."""
+    path = _find(source)
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"scenario {source} can't be read: {error}; give a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"scenario {source} isn't TOML: {error}; correct it there.") from None
+    values.setdefault("name", path.stem)
+    for change in changes:
+        _set(values, change)
+    if seed is not None:
+        values["seed"] = seed
+    return build(values)
+
+
+def build(values: Mapping[str, Any]) -> Scenario:
+    """A scenario from plain values. Raises ScenarioError for an unknown key, a wrong type or a number out of range."""
+    known = {one.name: one for one in fields(Scenario)}
+    for key in values:
+        if key not in known:
+            raise ScenarioError(f"there is no scenario key '{key}'{_nearest(key, known)}; simulations/scenario.py lists them.")
+    return Scenario(**{key: _typed(known[key], value) for key, value in values.items()})
+
+
+def shipped() -> list[str]:
+    """Names of the scenarios that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def _find(source: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = SHIPPED / f"{source.removesuffix('.toml')}.toml"
+    if path.name == source and named.is_file():
+        return named
+    raise ScenarioError(f"there is no scenario {source}; give a TOML file or one of {', '.join(shipped())}.")
+
+
+def _set(values: dict[str, Any], change: str) -> None:
+    """Apply `key=value`; the value is TOML, or else plain text."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise ScenarioError(f"'{change}' is no change; write key=value, such as nodes=50.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table, dot, name = key.strip().partition(".")
+    if not dot:
+        values[table] = value
+    elif table == "limits":
+        values["limits"] = {**values.get("limits", {}), name: value}
+    else:
+        raise ScenarioError(f"'{key.strip()}' is no scenario key; only limits has keys of its own.")
+
+
+def _typed(known: Field[Any], value: Any) -> Any:
+    match known.type, value:
+        case ("float", int() | float()) if not isinstance(value, bool):
+            return float(value)
+        case ("int", int()) if not isinstance(value, bool):
+            return value
+        case ("bool", bool()) | ("str", str()) | ("Mapping[str, float]", dict()):
+            return value
+        case "tuple[int, ...]", list() if all(isinstance(one, int) and one > 0 for one in value):
+            return tuple(value)
+    wanted = {"tuple[int, ...]": "a list of whole numbers above zero", "Mapping[str, float]": "a table", "str": "text"}
+    wanted |= {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    raise ScenarioError(f"scenario key {known.name} is {value!r}; give {wanted[str(known.type)]}.")
+
+
+def _check_range(known: Field[Any], value: Any) -> None:
+    if "low" in known.metadata:
+        low, high = known.metadata["low"], known.metadata["high"]
+        if not (math.isfinite(value) and low <= value <= high):
+            assert known.default is not MISSING
+            raise ScenarioError(f"scenario key {known.name} is {value}; give one from {low:g} to {high:g}.")
+
+
+def _inconsistent(scenario: Scenario) -> str | None:
+    churns = scenario.leave_per_minute or scenario.join_per_minute
+    if scenario.topology not in TOPOLOGIES:
+        return f"there is no topology '{scenario.topology}'{_nearest(scenario.topology, TOPOLOGIES)}; " + (
+            f"take one of {', '.join(TOPOLOGIES)}."
+        )
+    if churns and scenario.topology != "overlay":
+        return "nodes that come and go need an overlay that repairs itself; set topology=overlay or switch churn off."
+    if scenario.latency_ms_min > scenario.latency_ms_max:
+        return "latency_ms_min is above latency_ms_max; exchange them."
+    if scenario.bootstraps > scenario.nodes:
+        return "there are more bootstraps than nodes; lower bootstraps."
+    return None
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
