@@ -1,0 +1,390 @@
+"""The trio side of the transport: hosts, dials, greetings, and who may have a link.
+
+Owns the host and its restart, every dial, and the rule that two peers share at most one link. Must never call into asyncio but by
+`emit`, and never let one peer's connection wait for another's.
+
+**Greeting.** The dialler opens the control and the bulk stream and says hello on the first: 16 bytes that name its process,
+8 bytes that number its dial. The other side answers with a verdict, its own process and the number of its latest dial: all its
+dials up to that one are void. From then on both streams carry frames.
+
+**One link.** When both dial at once, the lower peer id's connection survives. The higher side lets a hello in and drops its own
+dial. The lower side drops its dial, if that has said no hello yet, or else keeps the other's hello waiting until its own is
+answered. A hello that finds a link is refused when it is void, or older than the link; any other comes from a peer that has lost
+the link (it restarted, say), and takes its place. Numbers decide this and not clocks.
+
+Source: go-libp2p keeps both connections; the numbers are TCP's initial sequence numbers against old duplicates (RFC 793 §3.3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from p2pnode.libp2p_link import FrameReader, Inbox, Link
+from p2pnode.libp2p_patches import SafeHost, SafeTCP, connect, disconnect, make_host, running
+from p2pnode.transport import ALREADY_CONNECTED, ALREADY_DIALLING, NO_ANSWER, OURSELVES, Target, TransportLimits
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.identity import Identity, PeerId, peer_from_text, peer_text
+
+CONTROL = TProtocol("/p2pnode/1/control")
+BULK = TProtocol("/p2pnode/1/bulk")
+ACCEPTED, REFUSED = b"\x01", b"\x00"
+INSTANCE_BYTES = 16
+NUMBER_BYTES = 8
+HELLO_BYTES = INSTANCE_BYTES + NUMBER_BYTES
+RESTART_S = 1.0  # between a host's death and its next life: long enough not to spin, short against any redial
+CLOSE_S_MAX = 1.0  # for the package to close a connection or a host politely; then it is torn down
+
+FAULTS = (BaseLibp2pError, MultiaddrError, OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError)
+
+log = logging.getLogger(__name__)
+
+
+class CannotListen(Exception):
+    """`address` could not be bound, for the reason in `error`."""
+
+    def __init__(self, address: str, error: OSError) -> None:
+        super().__init__(f"{address}: {error}")
+        self.address = address
+        self.error = error
+
+
+@dataclass(slots=True)
+class Event:
+    """What goes to the asyncio side: an event, the link it belongs to, and for a frame the inbox that counts it."""
+
+    event: PeerUp | PeerDown | DialFailed | Frame
+    link: Link | None = None
+    inbox: Inbox | None = None
+
+
+@dataclass(slots=True)
+class Dialling:
+    """A dial under way."""
+
+    number: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    greeting: bool = False  # our hello may have reached the peer
+    superseded: bool = False  # the peer's own dial won
+    settled: trio.Event = field(default_factory=trio.Event)
+
+
+class Inbound:
+    """A connection that a peer opened: its bulk stream comes by a handler of its own."""
+
+    def __init__(self) -> None:
+        self.bulk: NetStream | None = None
+        self.bulk_came = trio.Event()
+
+
+class Engine(INotifee):
+    """All of a transport's life in trio. `serve` is that life; the other methods belong to the trio thread too."""
+
+    def __init__(
+        self,
+        seed: bytes,
+        limits: TransportLimits,
+        emit: Callable[[Event], None],
+        wake_soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.peer = Identity(seed).peer
+        self.tcp = SafeTCP()
+        self._seed = seed
+        self._limits = limits
+        self._emit = emit
+        self._wake_soon = wake_soon
+        self._host: SafeHost
+        self._nursery: trio.Nursery
+        self._stopping = trio.Event()
+        self._bound: list[Multiaddr] = []
+        self._links: dict[PeerId, Link] = {}
+        self._dials: dict[PeerId, Dialling] = {}
+        self._inbound: weakref.WeakKeyDictionary[SwarmConn, Inbound] = weakref.WeakKeyDictionary()
+        self._busy: weakref.WeakSet[SwarmConn] = weakref.WeakSet()  # connections that have a link, or a dial of ours
+        self._instance = os.urandom(INSTANCE_BYTES)
+        self._number = 0  # of our latest dial, to anybody
+
+    # the host's life
+
+    async def serve(self, listen: list[Multiaddr], started: Callable[[list[Multiaddr]], object]) -> None:
+        """Run a host until `stop`. When the package kills it, run the next one on the same ports.
+
+        `started` is told the addresses that were bound. Raises CannotListen if the first host couldn't bind.
+        """
+        async with trio.open_nursery() as self._nursery:
+            failure = await self._live(listen, started)
+            while failure is None and not self._stopping.is_set():
+                log.warning("the libp2p host failed; another one takes its place")
+                for link in list(self._links.values()):
+                    link.end("the libp2p host failed")
+                with trio.move_on_after(RESTART_S):
+                    await self._stopping.wait()
+                if not self._stopping.is_set():
+                    await self._live(self._bound, lambda bound: None)
+            self._nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _live(self, listen: list[Multiaddr], started: Callable[[list[Multiaddr]], object]) -> CannotListen | None:
+        """One host's life, until `stop` or until it dies. Returns why it couldn't listen, if so."""
+        host = make_host(self._seed, self.tcp, self._limits)
+        host.set_stream_handler(CONTROL, self._on_control)
+        host.set_stream_handler(BULK, self._on_bulk)
+        network = host.get_network()
+        network.register_notifee(self)
+        self._host = host
+        self.tcp.failure = None
+        try:
+            async with running(host, listen, CLOSE_S_MAX):
+                if self.tcp.failure is not None:
+                    return CannotListen(*self.tcp.failure)
+                self._bound = [address for listener in network.listeners.values() for address in listener.get_addrs()]
+                started(self._bound)
+                await self._stopping.wait()
+                await self._say_goodbye()
+        except Exception:
+            log.debug("the libp2p host failed", exc_info=True)
+        return None
+
+    async def _say_goodbye(self) -> None:
+        links = list(self._links.values())
+        for link in links:
+            link.leave("we stopped")
+        for link in links:
+            await link.done.wait()
+
+    def stop(self) -> None:
+        """Flush and close all links (for `hangup_s_max` at most), then end `serve`."""
+        self._stopping.set()
+
+    # dials
+
+    def dial(self, target: Target, asked: DialFailed) -> None:
+        """Begin a dial; `asked` is what to emit, with a reason, when it fails."""
+        match target.peer:
+            case None:
+                reason = target.reason
+            case peer if peer == self.peer:
+                reason = OURSELVES
+            case peer if peer in self._links:
+                reason = ALREADY_CONNECTED
+            case peer if peer in self._dials:
+                reason = ALREADY_DIALLING
+            case _:
+                reason = target.reason if len(self._dials) < self._limits.dials_max else "too many dials at once"
+        if reason or target.peer is None:
+            self._emit(Event(DialFailed(asked.peer, asked.addresses, reason)))
+            return
+        self._number += 1
+        dialling = self._dials[target.peer] = Dialling(self._number)
+        self._nursery.start_soon(self._dial, target.peer, target.addresses, asked, dialling)
+
+    async def _dial(self, peer: PeerId, addresses: tuple[str, ...], asked: DialFailed, dialling: Dialling) -> None:
+        reason = NO_ANSWER
+        dialling.scope.deadline = trio.current_time() + self._limits.dial_s_max
+        try:
+            with dialling.scope:
+                for address in addresses:
+                    reason = await self._attempt(peer, address, dialling)
+                    if not reason:
+                        break
+        finally:
+            del self._dials[peer]
+            dialling.settled.set()
+        if reason and not dialling.superseded:
+            self._emit(Event(DialFailed(peer, asked.addresses, reason)))
+
+    async def _attempt(self, peer: PeerId, address: str, dialling: Dialling) -> str:
+        """Dial one address and greet. Returns why there is no link, or '' when there is."""
+        host, connection, reason = self._host, None, NO_ANSWER
+        dialling.greeting = False
+        try:
+            with trio.fail_after(self._limits.dial_address_s_max):
+                connection = await connect(host, Multiaddr(address), ID.from_base58(peer_text(peer)))
+            self._busy.add(connection)
+            reason = await self._greet(host, connection, peer, address, dialling)
+        except FAULTS as error:
+            reason = _explain(error)
+        except Exception:
+            log.exception("a dial failed")
+            reason = "internal error"
+        finally:
+            if connection is not None and reason:
+                self._drop(host, connection)
+        return reason
+
+    async def _greet(self, host: SafeHost, connection: SwarmConn, peer: PeerId, address: str, dialling: Dialling) -> str:
+        control = await self._open(host, connection, CONTROL)
+        bulk = await self._open(host, connection, BULK)
+        dialling.greeting = True
+        await control.write(self._hello(dialling.number))
+        reader = FrameReader(control)
+        answer = await reader.exactly(1 + HELLO_BYTES)
+        if answer[:1] != ACCEPTED:
+            return "the peer refused the link"
+        where = f"{address}/p2p/{peer_text(peer)}"
+        link = Link(peer, where, connection, control, bulk, reader, self._limits, self._wake_soon)
+        self._up(host, link, answer[1:], b"", dialled=True)
+        return ""
+
+    async def _open(self, host: SafeHost, connection: SwarmConn, protocol: TProtocol) -> NetStream:
+        """A stream of `connection`, and of no other that the same peer may have."""
+        stream = await connection.new_stream()
+        await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), int(self._limits.open_s_max))
+        stream.set_protocol(protocol)
+        return stream
+
+    def _hello(self, number: int) -> bytes:
+        return self._instance + number.to_bytes(NUMBER_BYTES, "big")
+
+    # peers that dial us
+
+    async def _on_bulk(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream)
+        assert stream.swarm_conn is not None
+        inbound = self._inbound.setdefault(stream.swarm_conn, Inbound())
+        if inbound.bulk is not None:
+            await stream.reset()
+            return
+        inbound.bulk = stream
+        inbound.bulk_came.set()
+        await stream.swarm_conn.event_closed.wait()  # the package forgets a stream whose handler returns
+
+    async def _on_control(self, stream: INetStream) -> None:
+        assert isinstance(stream, NetStream)
+        assert stream.swarm_conn is not None
+        host, connection = self._host, stream.swarm_conn
+        admitted = False
+        try:
+            with trio.move_on_after(self._limits.open_s_max):
+                admitted = await self._welcome(host, connection, stream)
+        except FAULTS as error:
+            log.debug("a greeting failed: %s", _explain(error))
+        if not admitted:
+            self._drop(host, connection)
+        await connection.event_closed.wait()
+
+    async def _welcome(self, host: SafeHost, connection: SwarmConn, stream: NetStream) -> bool:
+        """Read a hello, decide, and bring the link up or refuse."""
+        inbound = self._inbound.setdefault(connection, Inbound())
+        reader = FrameReader(stream)
+        hello = await reader.exactly(HELLO_BYTES)
+        await inbound.bulk_came.wait()
+        peer = peer_from_text(str(connection.muxed_conn.peer_id))
+        if not await self._admit(peer, hello) or inbound.bulk is None:
+            await stream.write(REFUSED + self._hello(self._number))
+            return False
+        if (dialling := self._dials.get(peer)) is not None:
+            dialling.superseded = True
+            dialling.scope.cancel()
+        ip, port = stream.get_remote_address() or ("", 0)
+        where = f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}/p2p/{peer_text(peer)}"
+        link = Link(peer, where, connection, stream, inbound.bulk, reader, self._limits, self._wake_soon)
+        self._up(host, link, hello, ACCEPTED + self._hello(self._number), dialled=False)
+        return True
+
+    async def _admit(self, peer: PeerId, hello: bytes) -> bool:
+        """Whether a hello becomes the link. After True there is no link, no dial of ours counts; await nothing before `_up`."""
+        while not self._stopping.is_set() and peer != self.peer:
+            link, dialling = self._links.get(peer), self._dials.get(peer)
+            if link is not None:
+                if hello[:INSTANCE_BYTES] == link.remote_instance and _number(hello) <= link.remote_number:
+                    return False  # void, or older than the link
+                link.end("the peer dialled anew")
+                await link.done.wait()
+            elif dialling is not None and dialling.greeting and self.peer < peer:
+                await dialling.settled.wait()  # ours survives, if it succeeds
+            else:
+                return True
+        return False
+
+    # links
+
+    def _up(self, host: SafeHost, link: Link, remote: bytes, greeting: bytes, *, dialled: bool) -> None:
+        assert link.peer not in self._links, "one link a peer"
+        link.remote_instance, link.remote_number = remote[:INSTANCE_BYTES], _number(remote)
+        self._links[link.peer] = link
+        self._busy.add(link.connection)
+        self._emit(Event(PeerUp(link.peer, link.address, dialled), link))
+        self._nursery.start_soon(self._run, host, link, greeting)
+
+    async def _run(self, host: SafeHost, link: Link, greeting: bytes) -> None:
+        reason = "we stopped"
+        try:
+            reason = await link.run(greeting, self._on_frame)
+        finally:
+            del self._links[link.peer]
+            self._busy.discard(link.connection)
+            self._emit(Event(PeerDown(link.peer, reason), link))
+            link.done.set()
+            await disconnect(host, link.connection, CLOSE_S_MAX)
+
+    def _on_frame(self, link: Link, frame: bytes, inbox: Inbox) -> None:
+        self._emit(Event(Frame(link.peer, frame), link, inbox))
+
+    # connections
+
+    def _drop(self, host: SafeHost, connection: SwarmConn) -> None:
+        self._busy.discard(connection)
+        self._nursery.start_soon(disconnect, host, connection, CLOSE_S_MAX)
+
+    async def _watch(self, host: SafeHost, connection: SwarmConn) -> None:
+        """Close a connection that has no link after a while: it holds a slot that somebody else may need."""
+        with trio.move_on_after(self._limits.open_s_max):
+            await connection.event_closed.wait()
+        if connection not in self._busy and not connection.is_closed:
+            await disconnect(host, connection, CLOSE_S_MAX)
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        """The package tells of a connection, in either direction."""
+        if isinstance(conn, SwarmConn):
+            self._nursery.start_soon(self._watch, self._host, conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        """Of no interest: a link sees its streams end."""
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Of no interest."""
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Of no interest."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Of no interest."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Of no interest."""
+
+
+def _number(hello: bytes) -> int:
+    return int.from_bytes(hello[INSTANCE_BYTES:HELLO_BYTES], "big")
+
+
+def _explain(error: BaseException) -> str:
+    """One short reason from the package's chain of exceptions."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    texts = " ".join(str(link) for link in chain)
+    if any(isinstance(link, trio.TooSlowError) for link in chain):
+        return NO_ANSWER
+    if "mismatch" in texts.lower():
+        return "another peer answers there"
+    if isinstance(error, MultiselectClientError):
+        return "the peer doesn't speak p2pnode's protocol"
+    return (str(chain[-1]) or type(chain[-1]).__name__)[:200]

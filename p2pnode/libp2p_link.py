@@ -1,0 +1,291 @@
+"""One link over one libp2p connection: a control stream and a bulk stream, frames in and out.
+
+Owns framing (4 bytes of length, big-endian, checked before anything is kept), the two queues out, the bound on what was read and
+not yet taken, and every deadline of an open link. Must never decide who may have a link (`libp2p_engine.py` does), and never wait
+in a method that the asyncio side calls.
+
+Two threads share a link without a lock: every counter has one writer, deques are appended to by one side and emptied by the
+other, and each "is there more?" is asked again after its flag was set.
+
+Source: `shared/research/libp2p.md` §3.1 for `PIECE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import trio
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.network.stream.net_stream import NetStream
+
+from p2pnode.transport import HUNG_UP, Traffic, TransportLimits
+from protocols.identity import PeerId
+
+LENGTH_BYTES = 4
+READ_BYTES = 256 * 1024  # taken from a stream at once: fewer window updates than with 64 KiB
+PIECE_BYTES = 65_507  # with yamux's header it fills one Noise message exactly; 64 KiB makes two and halves the speed
+
+log = logging.getLogger(__name__)
+
+
+class FrameTooLong(Exception):
+    """A peer announced a frame above its lane's cap."""
+
+
+class FrameReader:
+    """Whole frames from a stream that gives pieces."""
+
+    def __init__(self, stream: NetStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def _fill(self) -> None:
+        data = await self._stream.read(READ_BYTES)
+        if not data:
+            raise StreamEOF
+        self._buffer += data
+
+    async def exactly(self, size: int) -> bytes:
+        """The next `size` bytes. Raises StreamEOF or another IOException."""
+        while len(self._buffer) < size:
+            await self._fill()
+        with memoryview(self._buffer) as view:
+            data = bytes(view[:size])
+        del self._buffer[:size]
+        return data
+
+    async def frame(self, cap: int, seconds: float) -> bytes:
+        """The next frame. Silence may last for ever; a frame, once begun, has `seconds`. Raises FrameTooLong, TooSlowError."""
+        if not self._buffer:
+            await self._fill()
+        with trio.fail_after(seconds):
+            size = int.from_bytes(await self.exactly(LENGTH_BYTES), "big")
+            if size > cap:
+                raise FrameTooLong(f"a frame of {size} bytes, above the cap of {cap}")
+            return await self.exactly(size)
+
+
+class Lane:
+    """Frames that wait to be written. `put` and `put_dropping` belong to the asyncio side, the rest to the trio side."""
+
+    def __init__(self, wake_soon: Callable[[Callable[[], None]], None]) -> None:
+        self._wake_soon = wake_soon
+        self._frames: deque[bytes] = deque()
+        self._bytes_in = 0  # written by the asyncio side only
+        self._bytes_out = 0  # written by the trio side only
+        self._signalled = False
+        self._more = trio.Event()
+        self.dropped = 0
+
+    def put(self, frame: bytes, bytes_max: int) -> bool:
+        """Queue `frame` unless more than `bytes_max` would wait."""
+        if self._bytes_in - self._bytes_out + len(frame) > bytes_max:
+            return False
+        self._push(frame)
+        return True
+
+    def put_dropping(self, frame: bytes, frames_max: int) -> None:
+        """Queue `frame`; the oldest makes room when `frames_max` wait."""
+        if len(self._frames) >= frames_max:
+            try:
+                self._bytes_in -= len(self._frames.popleft())
+                self.dropped += 1
+            except IndexError:
+                pass  # the writer was quicker
+        self._push(frame)
+
+    def _push(self, frame: bytes) -> None:
+        self._frames.append(frame)
+        self._bytes_in += len(frame)
+        if not self._signalled:
+            self._signalled = True
+            self._wake_soon(self.wake)
+
+    def wake(self) -> None:
+        """Let the writer look again."""
+        self._more.set()
+
+    async def wait(self) -> None:
+        """Until there may be something to write."""
+        self._signalled = False
+        if not self._frames:
+            await self._more.wait()
+        self._more = trio.Event()
+
+    def take(self) -> list[bytes]:
+        """Frames to be written together: one, or as many small ones as fit into a piece."""
+        taken: list[bytes] = []
+        size = 0
+        while self._frames and size < PIECE_BYTES:
+            try:
+                frame = self._frames.popleft()
+            except IndexError:
+                break  # dropped by the asyncio side just now
+            taken.append(frame)
+            size += len(frame) + LENGTH_BYTES
+            self._bytes_out += len(frame)
+        return taken
+
+
+class Inbox:
+    """Frames read from one stream and not yet taken by the driver: a bound, and a way to wait for room."""
+
+    def __init__(self, bytes_max: int, wake_soon: Callable[[Callable[[], None]], None]) -> None:
+        self.frames_taken = 0  # these two are written by the asyncio side only
+        self.bytes_taken = 0
+        self._bytes_max = bytes_max
+        self._bytes_read = 0  # these two by the trio side only
+        self._blocked = False
+        self._room = trio.Event()
+        self._wake_soon = wake_soon
+
+    def taken(self, size: int) -> None:
+        """The driver has taken a frame of `size` bytes (asyncio side)."""
+        self.frames_taken += 1
+        self.bytes_taken += size
+        if self._blocked:
+            self._wake_soon(self._make_room)
+
+    def _make_room(self) -> None:
+        self._room.set()
+
+    async def add(self, size: int) -> None:
+        """Count a frame that was read, and wait while there are too many: the stream's window then stops the peer."""
+        self._bytes_read += size
+        while self._bytes_read - self.bytes_taken > self._bytes_max:
+            self._room = trio.Event()
+            self._blocked = True
+            if self._bytes_read - self.bytes_taken > self._bytes_max:
+                await self._room.wait()
+            self._blocked = False
+
+
+class Link:
+    """A link that is up. `run` is its life, on the trio side."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        address: str,
+        connection: SwarmConn,
+        control: NetStream,
+        bulk: NetStream,
+        reader: FrameReader,
+        limits: TransportLimits,
+        wake_soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.peer = peer
+        self.address = address
+        self.connection = connection
+        self.remote_instance = b""  # who the peer's process is, and the last of its dials that counts
+        self.remote_number = 0
+        self.done = trio.Event()
+        self.control = Lane(wake_soon)
+        self.bulk = Lane(wake_soon)
+        self.closing = False  # written by the asyncio side: no more frames
+        self._greeting = b""
+        self._inboxes = (Inbox(limits.inbox_bytes_max, wake_soon), Inbox(limits.inbox_bytes_max, wake_soon))
+        self._streams = ((control, self.control, reader), (bulk, self.bulk, FrameReader(bulk)))
+        self._limits = limits
+        self._scope = trio.CancelScope()
+        self._reason = ""
+        self._leaving = False
+        self._ends = 0
+        self._end_seen = trio.Event()
+        self._frames_sent = 0
+        self._bytes_sent = 0
+
+    def traffic(self) -> Traffic:
+        """What crossed this link (any side)."""
+        return Traffic(
+            frames_sent=self._frames_sent,
+            frames_received=sum(inbox.frames_taken for inbox in self._inboxes),
+            frames_dropped=self.control.dropped,
+            bytes_sent=self._bytes_sent,
+            bytes_received=sum(inbox.bytes_taken for inbox in self._inboxes),
+        )
+
+    def end(self, reason: str) -> None:
+        """Close without flushing. The first reason counts."""
+        self._reason = self._reason or reason
+        self._scope.cancel()
+
+    def leave(self, reason: str) -> None:
+        """Flush, say goodbye, close: for `hangup_s_max` at most."""
+        self._reason = self._reason or reason
+        self._leaving = True
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._limits.hangup_s_max)
+        self.control.wake()
+        self.bulk.wake()
+
+    async def run(self, greeting: bytes, on_frame: Callable[[Link, bytes, Inbox], None]) -> str:
+        """Move frames until the link ends; the reason is returned. `greeting` is written before the first control frame."""
+        self._greeting = greeting
+        caps = (self._limits.control_frame_bytes_max, self._limits.bulk_frame_bytes_max)
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                for (stream, lane, reader), inbox, cap in zip(self._streams, self._inboxes, caps, strict=True):
+                    nursery.start_soon(self._guard, self._read, reader, inbox, cap, on_frame)
+                    nursery.start_soon(self._guard, self._write, stream, lane)
+                nursery.start_soon(self._watch_ends)
+        return self._reason or HUNG_UP
+
+    async def _guard(self, work: Callable[..., object], *args: object) -> None:
+        """Run one half of one stream; its failure is the link's end, with a reason."""
+        try:
+            await work(*args)  # type: ignore[misc]
+        except FrameTooLong as error:
+            self.end(str(error))
+        except trio.TooSlowError:
+            self.end("a frame took too long")
+        except (IOException, OSError):
+            self.end("connection lost")
+        except Exception:
+            log.exception("a link failed")
+            self.end("internal error")
+
+    async def _read(self, reader: FrameReader, inbox: Inbox, cap: int, on_frame: Callable[[Link, bytes, Inbox], None]) -> None:
+        try:
+            while True:
+                frame = await reader.frame(cap, self._limits.read_s_max)
+                on_frame(self, frame, inbox)
+                await inbox.add(len(frame))
+        except StreamEOF:
+            if self.connection.muxed_conn.is_closed:
+                raise  # the connection broke: the package ends its streams as if the peer had closed them
+            self._ends += 1
+            self._end_seen.set()
+
+    async def _watch_ends(self) -> None:
+        """Both streams at their end: the peer hung up. One only: the other follows soon, or the link is broken."""
+        await self._end_seen.wait()
+        with trio.move_on_after(self._limits.hangup_s_max):
+            while self._ends < len(self._streams):
+                self._end_seen = trio.Event()
+                await self._end_seen.wait()
+        self.end(HUNG_UP)
+
+    async def _write(self, stream: NetStream, lane: Lane) -> None:
+        if lane is self.control:
+            await self._write_all(stream, self._greeting)
+        while True:
+            frames = lane.take()
+            if frames:
+                parts = [part for frame in frames for part in (len(frame).to_bytes(LENGTH_BYTES, "big"), frame)]
+                await self._write_all(stream, b"".join(parts))
+                self._frames_sent += len(frames)
+                self._bytes_sent += sum(map(len, frames))
+            elif self._leaving:
+                await stream.close_write()
+                return
+            else:
+                await lane.wait()
+
+    async def _write_all(self, stream: NetStream, data: bytes) -> None:
+        with trio.fail_after(self._limits.write_s_max):
+            for start in range(0, len(data), PIECE_BYTES):
+                await stream.write(data[start : start + PIECE_BYTES])

@@ -1,0 +1,214 @@
+"""The transport over libp2p: TCP, Noise and Yamux, in one trio thread of its own.
+
+Owns the asyncio side: addresses, queues in, events out. Must never touch trio's world but through the bridge, never print, and
+never know what a frame says. The trio side is `libp2p_engine.py` (who gets a link), `libp2p_link.py` (frames over streams) and
+`libp2p_patches.py` (the package's defects).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from libp2p.utils.address_validation import expand_wildcard_address
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from p2pnode.errors import ConfigError
+from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
+from p2pnode.libp2p_engine import CannotListen, Engine, Event
+from p2pnode.libp2p_link import Link
+from p2pnode.transport import OnEvent, Traffic, Transport, TransportLimits, check_frame, dial_target
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.identity import Identity, PeerId, peer_from_text, peer_text
+
+START_S_MAX = 10.0  # from the thread's start to a bound listener; milliseconds on an idle machine
+STOP_S_MAX = 4.5  # flush (2 s), close connections and host (1 s each), end the thread
+
+EXAMPLE = "for example /ip4/0.0.0.0/tcp/4001"
+
+_threads = itertools.count(1)
+log = logging.getLogger(__name__)
+
+
+class Libp2pTransport(Transport):
+    """`identity_seed`: the 32 bytes of the Ed25519 key. `listen`: /ip4/…/tcp/… or /ip6/…/tcp/…, port 0 for any free one.
+
+    `announce`: addresses to tell others instead of those we listen on (behind NAT, say).
+    """
+
+    def __init__(
+        self,
+        identity_seed: bytes,
+        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        announce: Sequence[str] = (),
+        limits: TransportLimits | None = None,
+    ) -> None:
+        self.peer = Identity(identity_seed).peer
+        self._limits = limits or TransportLimits()
+        self._listen = [_listen_address(text) for text in listen]
+        self._announce = [_announce_address(text, self.peer) for text in announce]
+        self._thread = TrioThread(f"libp2p-{next(_threads)}")
+        self._from_trio: Mailbox[Event] = Mailbox(self._wake_asyncio, self._take)
+        self._to_trio: Mailbox[Callable[[], None]] = Mailbox(self._thread.post, lambda call: call())
+        self._engine: Engine | None = None
+        self._seed = identity_seed
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._on_event: OnEvent | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._links: dict[PeerId, Link] = {}
+        self._past = Traffic()
+
+    async def start(self, on_event: OnEvent) -> None:
+        if self._loop is not None:
+            raise ConfigError("this transport was started before: make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        await self._thread.start()
+        self._engine = await self._thread.call(self._make_engine)
+        bound: asyncio.Future[list[Multiaddr]] = self._loop.create_future()
+        self._serving = self._loop.create_task(self._thread.call(self._engine.serve, self._listen, _told(self._loop, bound)))
+        await asyncio.wait((bound, self._serving), timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if not bound.done():
+            await self._give_up()
+        self._addresses = tuple(f"{address}/p2p/{peer_text(self.peer)}" for address in self._dialable(bound.result()))
+
+    async def _make_engine(self) -> Engine:
+        return Engine(self._seed, self._limits, self._from_trio.post, self._to_trio.post)
+
+    async def _give_up(self) -> None:
+        """The first host didn't come up."""
+        assert self._serving is not None
+        failure = self._serving.exception() if self._serving.done() else None
+        await self.stop()
+        if isinstance(failure, CannotListen):
+            raise ConfigError(_why_not_bound(failure)) from failure
+        raise ConfigError("libp2p did not start: run again with LIBP2P_DEBUG=DEBUG to see why") from failure
+
+    def _dialable(self, bound: list[Multiaddr]) -> list[str]:
+        if self._announce:
+            return self._announce
+        every = [str(address) for one in bound for address in expand_wildcard_address(one)]
+        return list(dict.fromkeys(address for address in every if "/0.0.0.0/" not in address and "/::/" not in address))
+
+    def _wake_asyncio(self, drain: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(drain)
+
+    def _take(self, item: Event) -> None:
+        """An event from the trio side, in the loop's thread."""
+        match item.event:
+            case PeerUp(peer):
+                assert item.link is not None
+                self._links[peer] = item.link
+            case PeerDown(peer):
+                self._past = self._past.plus(self._links.pop(peer).traffic())
+        if self._on_event is not None:
+            try:
+                self._on_event(item.event)
+            except Exception:
+                log.exception("the handler of %s failed", type(item.event).__name__)
+        if item.inbox is not None and isinstance(item.event, Frame):
+            item.inbox.taken(len(item.event.data))
+
+    def dial(self, peer: PeerId | None, addresses: tuple[str, ...]) -> None:
+        if self._engine is None or self._on_event is None:
+            return
+        target = dial_target(peer, addresses, self._limits)
+        asked = DialFailed(target.peer or peer, addresses, "")
+        engine = self._engine
+        self._to_trio.post(lambda: engine.dial(target, asked))
+
+    def send(self, peer: PeerId, frame: bytes, *, bulk: bool = False) -> bool:
+        check_frame(frame, bulk, self._limits)
+        link = self._links.get(peer)
+        if link is None or link.closing:
+            return False
+        if bulk:
+            return link.bulk.put(frame, self._limits.bulk_queue_bytes_max)
+        link.control.put_dropping(frame, self._limits.control_queue_frames_max)
+        return True
+
+    def hangup(self, peer: PeerId, reason: str) -> None:
+        link = self._links.get(peer)
+        if link is not None and not link.closing:
+            link.closing = True
+            self._to_trio.post(lambda: link.leave(reason))
+
+    async def stop(self) -> None:
+        self._on_event = None
+        self._addresses = ()
+        if self._engine is not None and self._serving is not None:
+            try:
+                self._thread.post(self._engine.stop)
+            except BridgeClosed:
+                log.debug("the trio thread has stopped before")
+            await asyncio.wait((self._serving,), timeout=STOP_S_MAX)
+        await self._thread.stop(START_S_MAX)
+        if self._serving is not None:
+            await asyncio.wait((self._serving,))
+            if not self._serving.cancelled() and (failure := self._serving.exception()) is not None:
+                log.debug("libp2p ended with %r", failure)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self._addresses
+
+    def traffic(self) -> dict[PeerId, Traffic]:
+        return {peer: link.traffic() for peer, link in self._links.items()}
+
+    @property
+    def total(self) -> Traffic:
+        total = self._past
+        for link in self._links.values():
+            total = total.plus(link.traffic())
+        if self._engine is None:
+            return total
+        return replace(total, wire_bytes_sent=self._engine.tcp.bytes_sent, wire_bytes_received=self._engine.tcp.bytes_received)
+
+
+def _told(loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[Multiaddr]]) -> Callable[[list[Multiaddr]], object]:
+    """A function for the trio thread that gives `answer` its result."""
+
+    def settle(bound: list[Multiaddr]) -> None:
+        if not answer.done():
+            answer.set_result(bound)
+
+    return lambda bound: loop.call_soon_threadsafe(settle, bound)
+
+
+def _listen_address(text: str) -> Multiaddr:
+    try:
+        address = Multiaddr(text)
+        names = [protocol.name for protocol in address.protocols()]
+    except (MultiaddrError, ValueError) as error:
+        raise ConfigError(f"'{text}' is not a multiaddr ({error}): give {EXAMPLE}") from None
+    if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
+        raise ConfigError(f"'{text}' can't be listened on, only TCP over an IP address can: give {EXAMPLE}")
+    return address
+
+
+def _announce_address(text: str, ourselves: PeerId) -> str:
+    where, mark, named = text.rpartition("/p2p/")
+    try:
+        if mark and peer_from_text(named) != ourselves:
+            raise ConfigError(f"'{text}' names another peer than this node, {peer_text(ourselves)}: leave its /p2p/ part out")
+        return str(Multiaddr(where if mark else text))
+    except (MultiaddrError, ValueError) as error:
+        raise ConfigError(f"'{text}' is not a multiaddr to announce ({error}): give {EXAMPLE}") from None
+
+
+def _why_not_bound(failure: CannotListen) -> str:
+    match failure.error.errno:
+        case errno.EADDRINUSE:
+            return f"{failure.address} is in use: stop the program that has the port, or choose another port (0: any free one)"
+        case errno.EACCES:
+            return f"{failure.address} needs more rights than we have: choose a port above 1023"
+        case errno.EADDRNOTAVAIL:
+            return f"{failure.address} is no address of this machine: give {EXAMPLE}"
+    return f"{failure.address} can't be listened on ({failure.error.strerror or failure.error}): give {EXAMPLE}"
