@@ -125,7 +125,7 @@ class Learner:
             _load(self.pupil.model, tensors.decode(self.schema, self._blob().read_bytes()))
             self.pupil.forget()
         seconds = time.perf_counter() - began
-        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], self.pupil.steps, loss, seconds)
+        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], steps, loss, seconds)
 
     def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
         """Merge what can be merged of `inputs`; keep it if the gate lets it through."""

@@ -83,7 +83,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The model is now blob `digest` after `steps` local steps in all; `loss` is the mean over the steps just done.
+    """The model is now blob `digest` after `steps` more local steps; `loss` is their mean.
 
     `loss` is NaN when training diverged: then the model is what it was before.
     """
@@ -256,6 +256,7 @@ class Trainer:
         assert self._last is not None, "a child that answers was started"
         match result:
             case TrainResult(digest=digest, size=size, leaves=leaves, steps=steps):
+                steps += self._last.steps
                 self._last = dataclasses.replace(self._last, digest=digest, size=size, leaves=leaves, steps=steps)
             case MergeResult(digest=digest, size=size, leaves=leaves):
                 self._last = dataclasses.replace(self._last, digest=digest, size=size, leaves=leaves)

@@ -30,15 +30,19 @@ def _data() -> tuple[Tensor, Tensor]:
 
 
 def digits(shard: Shard) -> Task:
-    """My shard of the training images, all test images, and an MLP 64-64-32-10 trained by SGD with momentum."""
+    """My shard of the training images, all test images, and an MLP 64-64-10 trained by SGD with momentum.
+
+    The recipe was chosen among 20 (hidden layers, learning rate, momentum, batch size) as the one by which nodes that exchange
+    models learn fastest: four nodes, Dirichlet 0.3, pairwise merges every 20 steps, 24 partitions.
+    """
     images, labels = _data()
     mine = torch.from_numpy(shard.split(labels[:TRAIN_SAMPLES].numpy()))
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     return Task(
         model=model,
         train_data=(images[mine], labels[mine]),
         test_data=(images[TRAIN_SAMPLES:], labels[TRAIN_SAMPLES:]),
         loss=cross_entropy,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
         batch_size=32,
     )
