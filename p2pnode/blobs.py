@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,19 +82,21 @@ class Blobs:
         """Whether the whole blob is here."""
         return digest in self._trees or digest in self._whole
 
-    def frames(self, digest: Digest, first: int, count: int) -> list[bytes] | None:
-        """The chunk frames of one of our own models; None when we don't have it any more."""
+    @contextmanager
+    def frames(self, digest: Digest, first: int, count: int) -> Iterator[Iterator[bytes] | None]:
+        """The chunk frames of one of our own models, made one by one; None when we don't have it any more."""
         tree = self._trees.get(digest)
-        if tree is None:
-            return None
-        try:
-            with self.path(digest).open("rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    return list(blob_frames(digest, b"", tree, first, count))
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                    return list(blob_frames(digest, view, tree, first, count))
-        except OSError:
-            return None
+        if tree is None or not (path := self.path(digest)).exists():
+            yield None
+            return
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
+            data: Buffer = b""
+            if os.fstat(file.fileno()).st_size:
+                data = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))))
+            made = blob_frames(digest, data, tree, first, count)
+            stack.callback(getattr(made, "close", int))  # a generator holds on to the mapping
+            yield made
 
     def discard(self, digest: Digest) -> None:
         """Forget a blob, whole or partial. Raises OSError."""

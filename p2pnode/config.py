@@ -80,17 +80,20 @@ class Config:
     merge_inputs_max: int = _key(4, "Models of peers in one merge. Guess.", low=1, high=64)
     cycle_s: float = _key(0.0, "Least seconds from one training cycle to the next. 0: train all the time.", low=0, high=86_400)
     merge_tolerance: float = _key(
-        0.5, "A merge that raises the loss on local data by a larger part than this is undone. Guess.", low=0
+        1.5, "A merge is kept while the loss on local data is at most so many times that before, or of an untrained model.", low=0
     )
     shard_index: int = _key(0, "Which part of the data is this node's, from 0.", low=0)
     shard_count: int = _key(1, "How many parts the data is cut into.", low=1)
     shard_seed: int = _key(0, "Seed of the cut; the same for all nodes, so that parts don't overlap.", low=0, high=2**63 - 1)
     alpha: float = _key(0.0, "Built-in tasks: Dirichlet concentration of labels; 0.3 is far from IID. 0: even parts.", low=0)
-    device: str = _key("auto", "Torch device of the training process: auto, cpu, cuda, cuda:1.", empty=False)
-    threads: int = _key(0, "Processor threads of the training process. 0: torch decides.", low=0, high=1024)
+    device: str = _key("auto", "Torch device of the training process: auto, cpu, cuda.", empty=False)
+    threads: int = _key(0, "Processor threads of the training process. 0: half of those this machine has.", low=0, high=1024)
     measure_alone: bool = _key(False, "Also train a copy without exchange, to show what peers are worth. Doubles the work.")
     evaluate_every_s: float = _key(
-        10.0, "Seconds between two tests of the model; at most a tenth of the time goes into them.", low=0.1, high=86_400
+        10.0,
+        "Seconds between two tests of the model; without measure_alone they take at most a tenth of the time.",
+        low=0.1,
+        high=86_400,
     )
     save_every_s: float = _key(30.0, "Seconds between two saves of the model; a clean stop saves too.", low=0.1, high=86_400)
     limits: str = _key("laptop", "Preset of all bounds: laptop, or edge for a small board.", choices=tuple(PRESETS))

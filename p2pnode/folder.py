@@ -33,17 +33,6 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def replace_durably(temporary: Path, target: Path) -> None:
-    """Put `temporary` (same file system) in the place of `target`, whole or not at all. Raises OSError."""
-    fd = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.replace(target)
-    fsync_folder(target.parent)
-
-
 def write_durably(target: Path, data: bytes) -> None:
     """Write `data` to `target` (mode 0600), whole or not at all. Raises OSError."""
     temporary = target.with_name(f"{target.name}.tmp")
@@ -51,7 +40,10 @@ def write_durably(target: Path, data: bytes) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
-    replace_durably(temporary, target)
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(target)
+    fsync_folder(target.parent)
 
 
 def prepare_folder(folder: Path) -> None:

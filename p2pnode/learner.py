@@ -108,6 +108,7 @@ class Learner:
             size=self.schema.size,
             parameters=sum(p.numel() for p in self.pupil.model.parameters() if p.requires_grad),
             samples=len(self.pupil.samples),
+            batch_size=self.task.batch_size,
             device=str(self.device),
             digest=self.tree.digest,
             leaves=self.tree.levels[0],

@@ -1,11 +1,11 @@
 """What must not be lost: the sequence number, what we know of peers, and the last saved model.
 
-Owns `state.db` (SQLite, write-ahead log, fsync at every commit) and `model.safetensors`. Never loses a sequence number that
-`write` has confirmed: it survives SIGKILL and power cuts, because a number that is used twice lets a node say two things under
-one name. A state that can't be read is put aside and said so, never deleted. Calls block on the disk: the driver makes them in
-a thread of its own.
+Owns `state.db` (SQLite, write-ahead log, fsync at every commit) and what is known of `model.safetensors`, which the training
+process writes, whole or not at all. Never loses a sequence number that `write` has confirmed: it survives SIGKILL and power
+cuts, because a number that is used twice lets a node say two things under one name. A state that can't be read is put aside and
+said so, never deleted. Calls block on the disk: the driver makes them in a thread of its own.
 
-Source: SQLite's documentation of WAL and `synchronous=FULL`; LWN on fsync and rename for the model file.
+Source: SQLite's documentation of WAL and `synchronous=FULL`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from p2pnode.errors import ConfigError
-from p2pnode.folder import FILE_MODE, Lock, fsync_folder, load_seed, prepare_folder, replace_durably
+from p2pnode.folder import FILE_MODE, Lock, fsync_folder, load_seed, prepare_folder
 from protocols.identity import PeerId
 from protocols.messages import Contact
 
@@ -88,7 +88,8 @@ class Store:
         with self._db:
             done = self._db.execute(
                 "INSERT INTO record VALUES (1, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, "
-                "age = excluded.age, steps = excluded.steps, digest = excluded.digest WHERE excluded.sequence > record.sequence",
+                "age = excluded.age, steps = excluded.steps, digest = excluded.digest WHERE excluded.sequence > record.sequence "
+                "OR (excluded.sequence = record.sequence AND excluded.digest = record.digest)",  # tried again after an error
                 (record.sequence, record.age, record.steps, record.digest),
             )
         assert done.rowcount == 1, f"sequence number {record.sequence} was used before"
@@ -132,20 +133,10 @@ class Store:
 
     # --- the model ------------------------------------------------------------------------------------------------------
 
-    @property
-    def model_temporary(self) -> Path:
-        """Where the next model is written before `commit_model`."""
-        return self.folder / f"{MODEL_FILE}.tmp"
-
-    def commit_model(self, temporary: Path, metadata: Mapping[str, str]) -> None:
-        """`temporary`, written with `metadata`, becomes the saved model, whole or not at all. Raises OSError."""
-        temporary.chmod(FILE_MODE)
-        replace_durably(temporary, self.folder / MODEL_FILE)
-        self.saved = _saved(self.folder / MODEL_FILE, metadata)
-
     def _read_saved(self) -> Saved | None:
         path = self.folder / MODEL_FILE
-        self.model_temporary.unlink(missing_ok=True)
+        for left in self.folder.glob(f".{MODEL_FILE}.*.tmp"):  # of a training process that was killed while it saved
+            left.unlink()
         if not path.exists():
             return None
         try:

@@ -75,6 +75,7 @@ class Ready:
     size: int
     parameters: int
     samples: int
+    batch_size: int
     device: str
     digest: Digest
     leaves: tuple[bytes, ...]

@@ -41,8 +41,7 @@ def reopened(folder: Path) -> tuple[Record, list[str]]:
 
 def save_model(store: Store, **metadata: int) -> None:
     texts = {"schema": "ab" * 16, **{key: str(value) for key, value in metadata.items()}}
-    save_file({"w": np.ones(3, np.float32)}, store.model_temporary, texts)
-    store.commit_model(store.model_temporary, texts)
+    save_file({"w": np.ones(3, np.float32)}, store.folder / MODEL_FILE, texts)
 
 
 def test_a_record_is_there_again_after_reopening(folder: Path) -> None:
@@ -173,12 +172,13 @@ def test_the_saved_model_comes_back_with_what_is_known_of_it(folder: Path) -> No
     store = Store(folder)
     assert store.saved is None
     save_model(store, sequence=3, age=60, steps=50)
-    store.model_temporary.write_bytes(b"a save that was cut off")
+    left = folder / f".{MODEL_FILE}.4711.tmp"
+    left.write_bytes(b"a save that was cut off")
     store.close()
     store = Store(folder)
     assert store.saved is not None
     assert (store.saved.sequence, store.saved.age, store.saved.steps, store.saved.schema) == (3, 60, 50, "ab" * 16)
-    assert not store.model_temporary.exists()
+    assert not left.exists()
     store.close()
 
 
@@ -206,8 +206,9 @@ def test_a_blob_goes_from_one_node_to_another_in_any_order(tmp_path: Path) -> No
     receiver.clear()
     sender.path(tree.digest).write_bytes(data)
     sender.own(tree.digest, leaves(data))
-    frames = sender.frames(tree.digest, 0, 4)
-    assert frames is not None
+    with sender.frames(tree.digest, 0, 4) as made:
+        assert made is not None
+        frames = list(made)
     assert len(frames) == chunk_count(len(data))
     for frame in reversed(frames):
         assert not receiver.has(tree.digest)
@@ -221,7 +222,8 @@ def test_a_blob_goes_from_one_node_to_another_in_any_order(tmp_path: Path) -> No
     assert list((tmp_path / "b").iterdir()) == []
     assert receiver.bytes_held == 0
     sender.discard(tree.digest)
-    assert sender.frames(tree.digest, 0, 4) is None
+    with sender.frames(tree.digest, 0, 4) as made:
+        assert made is None
 
 
 def test_blobs_of_peers_stay_within_their_bound(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Which port we listen on: what the config says, and for "any free one" the same as last time while it is free.
+
+Owns the note of the last port. A join address that somebody has written down then holds over restarts. Never keeps a node from
+starting because a remembered port is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sqlite3
+from collections.abc import Callable
+
+from p2pnode.config import Config
+from p2pnode.errors import ConfigError
+from p2pnode.store import Store
+from p2pnode.transport import OnEvent, Transport
+
+log = logging.getLogger(__name__)
+
+TransportFactory = Callable[[bytes], Transport]
+
+_NOTE = "listen port"
+_ANY_PORT = re.compile(r"/(tcp|udp)/0(?=/|$)")
+_PORT = re.compile(r"/(?:tcp|udp)/(\d+)")
+
+
+async def start_transport(config: Config, store: Store, factory: TransportFactory | None, on_event: OnEvent) -> Transport:
+    """The transport, started. Raises ConfigError when it can't listen."""
+    if factory is not None:
+        transport = factory(store.seed)
+        await transport.start(on_event)
+        return transport
+    port = store.note(_NOTE) or "0"
+    usual = tuple(_ANY_PORT.sub(rf"/\1/{port}", address) for address in config.listen)
+    try:
+        transport = await _libp2p(config, store, usual, on_event)
+    except ConfigError as error:
+        if usual == config.listen:
+            raise
+        log.info("the port of last time can't be had (%s); taking another", error)
+        transport = await _libp2p(config, store, config.listen, on_event)
+    if usual != config.listen or _ANY_PORT.search(" ".join(config.listen)):
+        _note_port(store, transport)
+    return transport
+
+
+async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], on_event: OnEvent) -> Transport:
+    from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
+
+    transport = Libp2pTransport(store.seed, listen, config.announce)
+    await transport.start(on_event)
+    return transport
+
+
+def _note_port(store: Store, transport: Transport) -> None:
+    found = _PORT.search(next(iter(transport.addresses), ""))
+    if found is not None and found[1] != store.note(_NOTE):
+        with contextlib.suppress(sqlite3.Error):
+            store.put_note(_NOTE, found[1])

@@ -1,0 +1,139 @@
+"""What a node is made of, and how the pieces are put together.
+
+Owns the order of starting: folder, training process and transport at once, then the core that needs all of them. Whatever was
+started is on the caller's stack, so a failure half-way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+
+from p2pnode.blobs import Blobs
+from p2pnode.config import Config
+from p2pnode.discovery import Discovery, Given
+from p2pnode.errors import ConfigError
+from p2pnode.jobs import Jobs, threads_of
+from p2pnode.listening import TransportFactory, start_transport
+from p2pnode.records import Records
+from p2pnode.store import MODEL_FILE, Store
+from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
+from p2pnode.transport import Transport
+from p2pnode.uploads import Uploads
+from protocols.core import Core, CoreSettings, ModelState, Snapshot
+from protocols.events import Event
+from protocols.gossip import GossipSettings
+from protocols.identity import Identity
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the parts call: events for the core, a look at it, a test that was made."""
+
+    feed: Callable[[Event], None]
+    on_transport: Callable[[Event], None]
+    found: Callable[[tuple[str, ...]], None]
+    lonely: Callable[[], bool]
+    look: Callable[[], Snapshot]
+    evaluated: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A started node."""
+
+    identity: Identity
+    records: Records
+    blobs: Blobs
+    trainer: Trainer
+    ready: Ready
+    transport: Transport
+    uploads: Uploads
+    jobs: Jobs
+    discovery: Discovery
+    core: Core
+
+
+async def assemble(
+    config: Config, task: str, factory: TransportFactory | None, given: Given, hooks: Hooks, stack: AsyncExitStack
+) -> Parts:
+    """Every part, started; `stack` closes each, the last one first. Raises ConfigError."""
+    records = await Records.open(config.data_dir)
+    stack.push_async_callback(records.close)
+    store = records.store
+    identity = Identity(store.seed)
+    blobs = Blobs(config.data_dir / "blobs", config.bounds.fetch_bytes_max)
+    _empty(blobs)
+    stack.callback(_empty_quietly, blobs)
+    trainer = Trainer(_trainer_settings(config, task, store), blobs.folder)
+    stack.push_async_callback(trainer.stop)
+    starting = asyncio.create_task(trainer.start())
+    try:
+        transport = await start_transport(config, store, factory, hooks.on_transport)
+        stack.push_async_callback(transport.stop)
+        ready = await starting
+    except TrainerError as error:
+        log.error("%s", error)
+        why = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"the training process doesn't start ({why}); the log has its traceback") from None
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    blobs.own(ready.digest, ready.leaves)
+    rng = random.Random(secrets.randbits(128))
+    jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)
+    discovery = Discovery({"join": given}, hooks.found, hooks.lonely, rng)
+    core = _core(config, identity, store, ready, transport, rng)
+    return Parts(identity, records, blobs, trainer, ready, transport, Uploads(blobs, transport), jobs, discovery, core)
+
+
+def _empty(blobs: Blobs) -> None:
+    try:
+        blobs.clear()
+    except OSError as error:
+        raise ConfigError(f"{blobs.folder} can't be used ({error.strerror}); remove it or choose another --data-dir") from None
+
+
+def _empty_quietly(blobs: Blobs) -> None:
+    with suppress(OSError):  # the next start tries again
+        blobs.clear()
+
+
+def init_seed(swarm: str) -> int:
+    """Everybody in a swarm starts from the same model."""
+    return int.from_bytes(sha256(b"p2pnode init" + swarm.encode()).digest()[:8], "big")
+
+
+def _trainer_settings(config: Config, task: str, store: Store) -> TrainerSettings:
+    return TrainerSettings(
+        task=task,
+        shard_index=config.shard_index,
+        shard_count=config.shard_count,
+        shard_seed=config.shard_seed,
+        alpha=config.alpha or None,
+        init_seed=init_seed(config.swarm),
+        merge=config.merge,
+        device=config.device,
+        threads=threads_of(config),
+        measure_alone=config.measure_alone,
+        merge_tolerance=config.merge_tolerance,
+        resume=store.saved.path if store.saved else None,
+    )
+
+
+def _core(config: Config, identity: Identity, store: Store, ready: Ready, transport: Transport, rng: random.Random) -> Core:
+    saved = store.saved
+    sequence = max(store.record.sequence, saved.sequence if saved else 0)
+    model = ModelState(ready.digest, ready.size, saved.age if saved else 0, ready.steps, sequence)
+    gossip = GossipSettings(config.local_steps, config.fan_out, config.merge_inputs_max, config.cycle_s)
+    settings = CoreSettings(config.swarm, ready.schema_digest, ready.samples, config.bounds, gossip)
+    return Core(identity, settings, model, rng, time.monotonic(), transport.addresses, store.peers())

@@ -1,0 +1,79 @@
+"""The disk's side of a running node: records made durable, peers remembered, in a thread that may wait.
+
+Owns the one thread that touches the store while the node runs. Never says that a record is durable before it is, and never gives
+up: a full disk is a state, and the record is tried again until there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from p2pnode.store import Record, Store
+from protocols.messages import Contact
+
+T = TypeVar("T")
+
+RETRY_S_MIN = 0.5  # a disk that was full; doubled each time
+RETRY_S_MAX = 30.0
+DISK_ERRORS = (OSError, sqlite3.Error)
+
+log = logging.getLogger(__name__)
+
+
+class Records:
+    """The store of a running node. Make with `open`, end with `close`."""
+
+    def __init__(self, disk: ThreadPoolExecutor, store: Store) -> None:
+        self._disk = disk
+        self.store = store  # read it at will before the node runs; afterwards only through these methods
+        self.state = "ok"
+
+    @classmethod
+    async def open(cls, folder: Path) -> Records:
+        """Raises ConfigError when the folder can't be used."""
+        disk = ThreadPoolExecutor(1, thread_name_prefix="p2pnode-disk")
+        try:
+            store = await asyncio.get_running_loop().run_in_executor(disk, Store, folder)
+        except BaseException:
+            disk.shutdown(wait=False)
+            raise
+        return cls(disk, store)
+
+    async def keep(self, record: Record, then: Callable[[], None]) -> None:
+        """Make `record` durable, however long that takes, and call `then`."""
+        wait_s = RETRY_S_MIN
+        while True:
+            try:
+                await self._do(lambda: self.store.write(record))
+            except DISK_ERRORS as error:
+                if self.state == "ok":
+                    log.error("the state can't be stored; tried again until it can: %s", error)
+                self.state = f"failing: {error}"
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S_MAX)
+            else:
+                if self.state != "ok":
+                    log.info("the state can be stored again")
+                self.state = "ok"
+                break
+        then()
+
+    async def remember(self, contacts: tuple[Contact, ...]) -> None:
+        """Keep where peers were reached. A disk that won't is told of by `keep`."""
+        with suppress(*DISK_ERRORS):
+            await self._do(lambda: self.store.remember(contacts))
+
+    async def close(self) -> None:
+        """After everything that was asked for is done."""
+        await self._do(self.store.close)
+        self._disk.shutdown(wait=False)
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
