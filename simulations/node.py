@@ -1,0 +1,284 @@
+"""One simulated node: the driver of one real core.
+
+Owns what the daemon's driver owns: the blobs, the one training or merge under way, the record being stored, the timer. It
+answers every effect in virtual time and passes nothing but bytes on. It must never read or change the core but through
+`handle`, `deadline` and `snapshot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from protocols.core import Core
+from protocols.effects import Dial, Discard, Effect, Hangup, Kind, Merge, Report, Send, SendBlob, Store, Train, WriteChunk
+from protocols.events import Event, Leave, Merged, Stored, Tick, Trained
+from protocols.identity import PeerId
+from protocols.limits import Limits
+from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree
+from protocols.messages import Gone
+from protocols.transfer import blob_frames
+from protocols.wire import encode
+from simulations.checks import Checks
+from simulations.fleet import State
+from simulations.learners import Learners
+from simulations.network import Network
+from simulations.world import World
+
+GOODBYE_S = 1.0  # a node that leaves stops so long after its goodbyes
+TICKS_AT_ONCE_MAX = 1000  # ticks without time passing: the core's deadline stands still
+
+
+class Blob:
+    """A whole model as bytes, shared by all who hold it; its chunk frames and its decoded form are made once."""
+
+    __slots__ = ("__weakref__", "_frames", "data", "state", "tree")
+
+    def __init__(self, data: bytes, tree: Tree) -> None:
+        self.data, self.tree = data, tree
+        self.state: State | None = None
+        self._frames: dict[int, bytes] = {}
+
+    def frames(self, first: int, count: int) -> list[bytes]:
+        """The chunk frames `first` to `first + count - 1`."""
+        last = min(first + count, -(-len(self.data) // CHUNK_BYTES))
+        for index in range(first, last):
+            if index not in self._frames:
+                self._frames[index] = next(blob_frames(self.tree.digest, self.data, self.tree, index, 1))
+        return [self._frames[index] for index in range(first, last)]
+
+
+Library = WeakValueDictionary[Digest, Blob]
+
+
+@dataclass(slots=True)
+class _Partial:
+    """A blob on its way in, as the pieces written so far."""
+
+    size: int
+    pieces: dict[int, Buffer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all nodes share."""
+
+    world: World
+    network: Network
+    learners: Learners
+    checks: Checks
+    library: Library
+    limits: Limits
+    merge_inputs_max: int
+    merge_s: float
+    fsync_s: float
+
+
+class Pace(Protocol):
+    """How long a training of so many steps takes on this machine."""
+
+    def __call__(self, steps: int) -> float: ...
+
+
+class Node:
+    """A participant. `row`: of its model in the fleet, and its number; it is dialled by it too."""
+
+    def __init__(self, index: int, peer: PeerId, around: Surroundings, pace: Pace) -> None:
+        self.index, self.peer, self.alive = index, peer, True
+        self.born = around.world.now
+        self.reports: dict[Kind, int] = {}
+        self._around, self._pace = around, pace
+        self._blobs: dict[Digest, Blob] = {}
+        self._partials: dict[Digest, _Partial] = {}
+        self._busy = False
+        self._wakes_at = float("inf")
+        self._ticked_at, self._ticks = -1.0, 0
+        self.blob = self._keep_model()
+        self.core: Core
+
+    def start(self, core: Core) -> None:
+        """Put `core` in charge; it is ticked at once."""
+        self.core = core
+        self._wake()
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """Tell the core, and do what it asks for."""
+        if not self.alive:
+            return
+        world, checks = self._around.world, self._around.checks
+        world.note(self.index, event)
+        checks.before(world.now, self.index, event)
+        try:
+            effects = self.core.handle(event, world.now)
+        except Exception as error:
+            checks.raised(world.now, self.index, event, error)
+            self.vanish()
+            return
+        checks.after(world.now, self.index, self.peer, effects)
+        for effect in effects:
+            self._carry_out(effect)
+        self._wake()
+
+    def _wake(self) -> None:
+        """See to it that the core is ticked when it wants to be."""
+        due = max(self.core.deadline, self._around.world.now)
+        if self.alive and due < self._wakes_at:
+            self._wakes_at = due
+            self._around.world.at(due, partial(self._tick, due))
+
+    def _tick(self, due: float) -> None:
+        if due != self._wakes_at or not self.alive:
+            return  # an earlier timer took its place
+        self._wakes_at = float("inf")
+        now = self._around.world.now
+        if self.core.deadline > now:
+            self._wake()
+            return
+        self._ticks = self._ticks + 1 if now == self._ticked_at else 0
+        self._ticked_at = now
+        if self._ticks > TICKS_AT_ONCE_MAX:
+            self._around.checks.violated(now, self.index, "S5", "the deadline never moves on")
+            self.vanish()
+            return
+        self.handle(Tick())
+
+    def _carry_out(self, effect: Effect) -> None:
+        around = self._around
+        match effect:
+            case Send(peer, data):
+                around.network.send(self, peer, data)
+            case SendBlob(peer, digest, first, count):
+                self._send_blob(peer, digest, first, count)
+            case WriteChunk():
+                self._write(effect)
+            case Dial(peer, addresses):
+                around.network.dial(self, peer, addresses)
+            case Hangup(peer, reason):
+                around.network.hang_up(self, peer, reason)
+            case Discard(digest):
+                self._blobs.pop(digest, None)
+                self._partials.pop(digest, None)
+            case Train(steps):
+                around.learners.fleet.ask(self.index, steps)
+                self._later(self._pace(steps), partial(self._trained, steps))
+            case Merge():
+                self._later(around.merge_s, partial(self._merged, effect))
+            case Store(sequence=sequence):
+                around.world.at(around.world.now + around.fsync_s, partial(self.handle, Stored(sequence)))
+            case Report(kind):
+                self.reports[kind] = self.reports.get(kind, 0) + 1
+
+    # --- blobs --------------------------------------------------------------------------------------------------------
+
+    def _keep_model(self) -> Blob:
+        """The present model as a blob; made once."""
+        data = self._around.learners.blob(self.index)
+        tree = Tree.of(data)
+        blob = self._around.library.get(tree.digest)
+        if blob is None:
+            blob = self._around.library[tree.digest] = Blob(data, tree)
+        self._blobs[tree.digest] = self.blob = blob
+        return blob
+
+    def _send_blob(self, peer: PeerId, digest: Digest, first: int, count: int) -> None:
+        blob, network = self._blobs.get(digest), self._around.network
+        if blob is None:
+            network.send(self, peer, encode(Gone(digest)))
+            return
+        for frame in blob.frames(first, count):
+            network.send(self, peer, frame, bulk=True)
+
+    def _write(self, chunk: WriteChunk) -> None:
+        partial_ = self._partials.setdefault(chunk.digest, _Partial(chunk.size))
+        partial_.pieces[chunk.offset] = chunk.data
+        if sum(len(piece) for piece in partial_.pieces.values()) == chunk.size:
+            del self._partials[chunk.digest]
+            self._blobs[chunk.digest] = self._assembled(chunk.digest, partial_)
+        self._check_tables()
+
+    def _assembled(self, digest: Digest, whole: _Partial) -> Blob:
+        """The blob of these pieces; one that another node holds is shared, since the digest says that it is the same."""
+        known = self._around.library.get(digest)
+        if known is not None:
+            heads = ((at, bytes(piece[:64])) for at, piece in whole.pieces.items())
+            if all(known.data[at : at + 64] == head for at, head in heads):
+                return known
+        data = b"".join(whole.pieces[at] for at in sorted(whole.pieces))
+        tree = Tree.of(data)
+        if tree.digest != digest:
+            self._violated("S1", f"was told to write bytes that are not those of {digest.hex()[:8]}")
+        blob = self._around.library[digest] = Blob(data, tree)
+        return blob
+
+    def _check_tables(self) -> None:
+        limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
+        check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max)
+        held = limits.own_models_kept + 1 + limits.models_ready_max + self._around.merge_inputs_max
+        check(now, self.index, "blobs", len(self._blobs), held + 1)  # one more: the model just trained, before its predecessor goes
+
+    def _violated(self, rule: str, text: str) -> None:
+        self._around.checks.violated(self._around.world.now, self.index, rule, text)
+
+    def model(self) -> State:
+        """The present model's tensors, as they were last published."""
+        return self._state(self.blob)
+
+    # --- training and merging -----------------------------------------------------------------------------------------
+
+    def _later(self, seconds: float, job: Callable[[], Event]) -> None:
+        """Do `job` when it is due and tell the core; one at a time, as in a training process."""
+        assert not self._busy, "one training or merge at a time"
+        self._busy = True
+        self._around.world.at(self._around.world.now + seconds, partial(self._finish, job))
+
+    def _finish(self, job: Callable[[], Event]) -> None:
+        self._busy = False
+        if self.alive:
+            self.handle(job())
+
+    def _trained(self, steps: int) -> Trained:
+        loss = self._around.learners.trained(self.index, self._state(self.blob))
+        blob = self._keep_model()
+        return Trained(blob.tree.digest, len(blob.data), steps, loss)
+
+    def _merged(self, merge: Merge) -> Merged:
+        inputs = []
+        for one in merge.inputs:
+            blob = self._blobs.get(one.digest)
+            if blob is None:
+                self._violated("S1", f"merges {one.digest.hex()[:8]}, which was never written in full")
+            else:
+                inputs.append((one.digest, one.weight, self._state(blob)))
+        outcome = self._around.learners.merge(self.index, merge.own_weight, inputs)
+        blob = self._keep_model() if outcome.kept else self.blob
+        return Merged(blob.tree.digest, len(blob.data), outcome.kept, outcome.used, outcome.faults, outcome.loss)
+
+    def _state(self, blob: Blob) -> State:
+        if blob.state is None:
+            blob.state = self._around.learners.decode(blob.data)
+        return blob.state
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Say goodbye to everybody, then stop."""
+        self.handle(Leave())
+        self._around.world.at(self._around.world.now + GOODBYE_S, partial(self._stop, silent=False))
+
+    def vanish(self) -> None:
+        """The power fails."""
+        self._stop(silent=True)
+
+    def _stop(self, *, silent: bool) -> None:
+        if self.alive:
+            self.alive = False
+            self._around.learners.fleet.forget(self.index)
+            self._around.network.stop(self, silent=silent)
+            self._blobs.clear()
+            self._partials.clear()
