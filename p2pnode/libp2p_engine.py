@@ -380,10 +380,10 @@ def _explain(error: BaseException) -> str:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    texts = " ".join(str(link) for link in chain)
+    texts = " ".join(str(link).lower() for link in chain)
     if any(isinstance(link, trio.TooSlowError) for link in chain):
         return NO_ANSWER
-    if "mismatch" in texts.lower():
+    if "mismatch" in texts or "does not correspond" in texts:  # Noise found another key than the one we asked for
         return "another peer answers there"
     if isinstance(error, MultiselectClientError):
         return "the peer doesn't speak p2pnode's protocol"

@@ -17,7 +17,8 @@ regression test in `tests/test_libp2p_patches.py`.
  7. Plaintext, secio, TLS and mplex are offered unless security and muxer are given. `make_host` gives Noise and Yamux only.
  8. Listeners share their port (SO_REUSEPORT): a second daemon on the same port takes half the connections, silently.
     `SafeListener` owns its port.
- 9. A host identifies every peer it meets and keeps what they say for ever. `SafeHost` answers identify and ping, and asks nobody.
+ 9. A host identifies every peer it meets, keeps what they say for ever, and dials peers it has heard of, whatever its watermarks.
+    `SafeHost` answers identify and ping, and asks nobody; `IdleConnector` dials nobody.
 10. `swarm_connection` logs through the root logger's functions, which install a handler on stderr. Its `logging` name is bound to
     the package's logger (the one change to a module: no subclass reaches it). The package's logger gets a NullHandler, so that
     it says nothing unless the user gives `logging.getLogger("libp2p")` a handler, or sets LIBP2P_DEBUG.
@@ -39,6 +40,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.swarm_connection import SwarmConn
@@ -206,8 +208,19 @@ class SafeMuxer(MuxerMultistream):
         return SafeYamux(conn, peer_id, self._limits)
 
 
+class IdleConnector(AutoConnector):
+    """Point 9."""
+
+    async def maybe_connect(self) -> None:
+        """Whom to dial is the core's business."""
+
+
 class SafeSwarm(Swarm):
     """Point 1."""
+
+    def _init_connection_management(self) -> None:
+        super()._init_connection_management()
+        self.auto_connector = IdleConnector(self)
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
         """As the package's, but it returns only when the connection has ended: the caller holds the slot for so long."""
@@ -318,7 +331,7 @@ def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
     upgrader.muxer_multistream = SafeMuxer(limits)
     config = ConnectionConfig(
         max_connections=limits.connections_max,
-        min_connections=0,  # and low_watermark: never connect to anybody unasked
+        min_connections=0,  # all slots are open to inbound connections
         low_watermark=0,
         high_watermark=limits.connections_max,  # never prune: we decide who goes
         inbound_upgrade_timeout=limits.open_s_max,

@@ -287,6 +287,8 @@ class MemoryTransport(Transport):
         ours.other, theirs.other = theirs, ours
         for end in (ours, theirs):
             host, other = end.owner, end.other.owner
+            if (old := host._links.get(other.peer)) is not None:
+                self._cut(old, "the peer dialled anew", "connection lost")
             if (dial := host._dials.pop(other.peer, None)) is not None:
                 dial[1].cancel()
             host._links[other.peer] = end
