@@ -1,0 +1,242 @@
+"""`p2pnode demo`: real daemons on this machine learn together, and the demo says whether they did.
+
+Owns what the demo promises: every node reaches the target accuracy by exchanging, though its own data alone would not do.
+The daemons are what `p2pnode run` is; the demo only starts them (the first is the others' bootstrap), asks for their status
+and stops them. Never leaves a process or, unless asked, a file behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.demo_nodes import DaemonEnded, DemoNode, kill_now, stop
+from cli.demo_table import Watch
+from cli.exit_status import ExitStatus
+from cli.render import Screen, percent
+from p2pnode.config import Config
+from p2pnode.errors import ConfigError
+
+POLL_S = 0.5  # between two looks at the nodes; a person can't read faster
+NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simulate`
+EVALUATE_EVERY_S = 1.0  # the demo ends as soon as the target is reached, so it looks often
+INTERRUPTED = "interrupted"
+
+NODE_KEYS = ("pid", "peer_id", "peers", "age", "steps", "merges", "bytes_sent", "bytes_received", "test_loss", "test_accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was asked for."""
+
+    nodes: int
+    seconds: float
+    target_accuracy: float
+    task: str
+    alpha: float
+    seed: int
+    merge: str
+
+    def config(self, index: int, folder: Path) -> Config:
+        """Node `index`'s config, from 0. Raises ConfigError."""
+        from p2pnode.task import spec_of
+
+        return Config(
+            swarm=f"demo-{self.seed}",
+            name=f"node{index + 1}",
+            data_dir=folder / f"node{index + 1}",
+            task=spec_of(self.task),
+            listen=("/ip4/127.0.0.1/tcp/0",),
+            merge=self.merge,
+            shard_index=index,
+            shard_count=self.nodes,
+            shard_seed=self.seed,
+            alpha=self.alpha,
+            threads=max(1, (os.cpu_count() or 1) // self.nodes),
+            measure_alone=True,
+            evaluate_every_s=EVALUATE_EVERY_S,
+        )
+
+    def reached(self, node: DemoNode) -> bool:
+        """Whether this node is where it should be, and got there by exchanging."""
+        accuracy, merges = node.status.get("test_accuracy"), node.status.get("merges")
+        return accuracy is not None and accuracy >= self.target_accuracy and bool(merges)
+
+    def finished(self, node: DemoNode) -> bool:
+        """Whether there is nothing left to see: the target is reached, and what it would be alone is known."""
+        return self.reached(node) and node.status.get("alone_accuracy") is not None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    nodes: Annotated[int, typer.Option(min=2, max=NODES_MAX, help="How many daemons.")] = 4,
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="Give up after this time.")] = 120,
+    target_accuracy: Annotated[float, typer.Option(min=0, max=1, help="Test accuracy that every node must reach.")] = 0.93,
+    task: Annotated[str, typer.Option(help="digits, fashion-mnist, mnist, module:function or path.py:function.")] = "digits",
+    alpha: Annotated[float, typer.Option(min=0, help="Dirichlet concentration of labels: 0.3 is far from IID, 0 IID.")] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split of the data and the common start.")] = 0,
+    merge: Annotated[str, typer.Option(help="Merge rule: VarianceCorrected or FedAvg.")] = "VarianceCorrected",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    keep: Annotated[Path | None, typer.Option(help="Keep the nodes' data folders here.", metavar="DIR")] = None,
+) -> None:
+    """Real daemons on this machine learn together; watch them.
+
+    Each is a process of its own with its own identity, data and training process, and all talk libp2p over loopback. Exit
+    status 0 only if every node reached the target by exchanging models.
+    """
+    plan = Plan(nodes, seconds, target_accuracy, task, alpha, seed, merge)
+    screen = Screen(as_json)
+    document, status = asyncio.run(_run(plan, screen, keep))
+    if as_json:
+        screen.document(document)
+    raise typer.Exit(status)
+
+
+async def _run(plan: Plan, screen: Screen, keep: Path | None) -> tuple[dict[str, Any], ExitStatus]:
+    """Start the nodes, watch them to the end, stop them. Returns the demo's document and how it ended."""
+    began = time.monotonic()
+    failure = None
+    with _folder(keep) as folder:
+        team = [DemoNode(plan.config(index, folder)) for index in range(plan.nodes)]
+        learning = asyncio.create_task(_learn(plan, screen, team, began))
+        _obey_signals(learning, team, screen)
+        try:
+            await learning
+        except DaemonEnded as error:
+            failure = str(error)
+        except asyncio.CancelledError:
+            failure = INTERRUPTED
+        finally:
+            killed = await stop(team)
+        document = _document(plan, team, time.monotonic() - began, failure)
+        if keep:
+            document["data_dirs"] = [str(node.config.data_dir) for node in team]
+    if killed:
+        screen.talk(f"had to kill {', '.join(killed)}, which did not stop in time")
+    screen.talk(_verdict(plan, team, document))
+    if failure == INTERRUPTED:
+        return document, ExitStatus.INTERRUPTED
+    return document, ExitStatus.OK if document["ok"] else ExitStatus.FAILED
+
+
+def _obey_signals(learning: asyncio.Task[None], team: Sequence[DemoNode], screen: Screen) -> None:
+    """SIGINT and SIGTERM stop the nodes in order; a second one kills them, for somebody who can't wait."""
+
+    def interrupt() -> None:
+        if learning.done() or learning.cancelling():
+            kill_now(team)
+        else:
+            screen.talk("stopping the nodes")
+            learning.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+
+
+async def _learn(plan: Plan, screen: Screen, team: Sequence[DemoNode], began: float) -> None:
+    """Until every node has reached the target or the time is over. Raises DaemonEnded or ConfigError."""
+    starting = asyncio.create_task(_start(team))
+    try:
+        with Watch(screen, f"{plan.nodes} nodes learn {plan.task} together; target {percent(plan.target_accuracy)}") as watch:
+            while True:
+                seconds = time.monotonic() - began
+                over = seconds >= plan.seconds or all(map(plan.finished, team))
+                watch.show(seconds, {node.config.name: node.status for node in team}, last=over)
+                if over:
+                    return
+                await _next_look(starting, team, min(POLL_S, plan.seconds - seconds))
+                await asyncio.gather(*(node.refresh() for node in team))
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+async def _next_look(starting: asyncio.Task[None], team: Sequence[DemoNode], seconds: float) -> None:
+    """Wait `seconds`, less when a daemon ends, which is then raised as DaemonEnded or ConfigError."""
+    was_starting = not starting.done()
+    awaited = [starting] * was_starting + [node.ended for node in team if node.ended]
+    await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for node in team:
+        node.check()
+    if was_starting and starting.done():
+        starting.result()
+
+
+async def _start(team: Sequence[DemoNode]) -> None:
+    """All at once, because importing torch takes longest. The first node's address is all the others are given."""
+    first, *others = team
+    try:
+        async with asyncio.TaskGroup() as group:
+            bootstrap = group.create_task(first.start())
+            for node in others:
+                group.create_task(_start_and_join(node, bootstrap))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _start_and_join(node: DemoNode, bootstrap: asyncio.Task[str]) -> None:
+    await node.start()
+    await node.join(await bootstrap)
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """The folder of the nodes' data folders: temporary, or the user's. Raises ConfigError when it can't be used."""
+    try:
+        if keep is None:
+            folder = Path(tempfile.mkdtemp(prefix="p2pnode-demo-"))
+        else:
+            folder = keep.absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"can't write to {keep or tempfile.gettempdir()} ({error.strerror}); choose another --keep") from None
+    try:
+        yield folder
+    finally:
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _document(plan: Plan, team: Sequence[DemoNode], seconds: float, failure: str | None) -> dict[str, Any]:
+    """The demo's answer; a figure that never came is null."""
+    nodes = [{"name": node.config.name, **{key: node.status.get(key) for key in (*NODE_KEYS, "alone_accuracy")}} for node in team]
+    document: dict[str, Any] = {
+        "ok": failure is None and all(map(plan.reached, team)),
+        "seconds": round(seconds, 1),
+        "task": plan.task,
+        "alpha": plan.alpha,
+        "seed": plan.seed,
+        "merge": plan.merge,
+        "target_accuracy": plan.target_accuracy,
+        "nodes": nodes,
+    }
+    return document if failure is None else {**document, "error": failure}
+
+
+def _verdict(plan: Plan, team: Sequence[DemoNode], document: dict[str, Any]) -> str:
+    """The last sentence a person reads."""
+    if "error" in document:
+        return str(document["error"])
+    if not document["ok"]:
+        short = [node.config.name for node in team if not plan.reached(node)]
+        return f"{', '.join(short)} did not reach {percent(plan.target_accuracy)} by exchanging within {plan.seconds:.0f} s"
+    alone = [node.status["alone_accuracy"] for node in team if node.status.get("alone_accuracy") is not None]
+    without = f"; alone, on its own data, the best has {percent(max(alone))}, the worst {percent(min(alone))}" if alone else ""
+    return f"all {plan.nodes} nodes reached {percent(plan.target_accuracy)} in {document['seconds']:.0f} s by exchanging{without}"

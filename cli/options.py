@@ -1,0 +1,65 @@
+"""Flags that several verbs share, and the way from flags to a config.
+
+Owns their spelling, which is frozen: few flags, everything else by `--set KEY=VALUE` with the keys of the config file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from p2pnode.config import Config, load, parse
+from p2pnode.errors import ConfigError
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Data folder of the node. [default: p2pnode under $XDG_DATA_HOME]"),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Config file. [default: config.toml in the data folder]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the config file; may be repeated.")
+]
+Swarm = Annotated[str | None, typer.Option(help="Name of the swarm; nodes of others are refused.")]
+Name = Annotated[str | None, typer.Option(help="What people call this node.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="digits, fashion-mnist, mnist, or yours: module:function, path.py:function.")
+]
+Join = Annotated[
+    list[str] | None, typer.Option(metavar="ADDRESS", help="A member's address, as its `p2pnode run` prints it; may be repeated.")
+]
+ShardIndex = Annotated[int | None, typer.Option(min=0, help="Which part of the data is this node's, from 0.")]
+ShardCount = Annotated[int | None, typer.Option(min=1, help="How many parts the data is cut into; the same for all.")]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MULTIADDR",
+        help="Where to listen; may be repeated. /ip4/127.0.0.1/tcp/0 keeps it on this machine. [default: /ip4/0.0.0.0/tcp/0, "
+        "every network this machine is in, on a free port]",
+    ),
+]
+
+
+def assignments(sets: Sequence[str] | None) -> dict[str, Any]:
+    """`--set` texts as config values. Raises ConfigError; unknown keys are named by `p2pnode.config.load`."""
+    hints = get_type_hints(Config)
+    values: dict[str, Any] = {}
+    for text in sets or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text} has no value; write --set {text}=VALUE")
+        try:
+            values[key.strip()] = parse(hints.get(key.strip(), str), value.strip())
+        except ValueError as error:
+            raise ConfigError(f"--set {key} is '{value}', {error}") from None
+    return values
+
+
+def data_folder(data_dir: Path | None, config: Path | None) -> Path:
+    """The data folder a verb is about. Raises ConfigError."""
+    return load({"data_dir": data_dir}, file=config).data_dir

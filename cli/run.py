@@ -1,0 +1,142 @@
+"""`p2pnode init` and `p2pnode run`: make a node, and be one.
+
+Owns the flags of a daemon's start, its log lines on stderr and the address it prints. The daemon itself is
+`p2pnode.daemon`. Never prints a second answer: after the address everything is log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import (
+    AsJson,
+    ConfigFile,
+    DataDir,
+    Join,
+    Listen,
+    Name,
+    Sets,
+    ShardCount,
+    ShardIndex,
+    Swarm,
+    TaskName,
+    assignments,
+)
+from cli.render import Screen
+from p2pnode.config import CONFIG_FILE, Config, commented_toml, load
+from p2pnode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pnode.node import Node
+
+START_KEYS = ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "join")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to `app`."""
+    app.command()(init)
+    app.command()(run)
+
+
+def init(
+    data_dir: DataDir = None,
+    swarm: Swarm = None,
+    name: Name = None,
+    task: TaskName = None,
+    join: Join = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an identity and a commented config file.
+
+    Flags given here go into the file. A key or a file that is there already is never overwritten.
+    """
+    from p2pnode.folder import peer_id, prepare_folder
+
+    config = _config({"data_dir": data_dir, "swarm": swarm, "name": name, "task": task, "join": join}, sets, None, environ={})
+    path = config.data_dir / CONFIG_FILE
+    prepare_folder(config.data_dir)
+    peer = peer_id(config.data_dir)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(commented_toml(config))
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already; edit it, or remove it and run init again") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written ({error.strerror}); choose another --data-dir") from None
+    screen = Screen(as_json)
+    if as_json:
+        screen.document({"peer_id": peer, "data_dir": str(config.data_dir), "config": str(path)})
+    else:
+        screen.text(f"peer id  {peer}\nconfig   {path}")
+        screen.talk("edit the config, then start the node with `p2pnode run`")
+
+
+def run(
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    join: Join = None,
+    task: TaskName = None,
+    swarm: Swarm = None,
+    name: Name = None,
+    listen: Listen = None,
+    shard_index: ShardIndex = None,
+    shard_count: ShardCount = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
+) -> None:
+    """Run the daemon; it prints one line by which others join it.
+
+    Starts with nobody reachable and keeps trying. Ctrl-C, SIGTERM or `p2pnode stop` end it cleanly, its model saved; the next
+    run goes on from there.
+    """
+    flags: dict[str, Any] = {"data_dir": data_dir, "join": join, "task": task, "swarm": swarm, "name": name, "listen": listen}
+    flags |= {"shard_index": shard_index, "shard_count": shard_count}
+    settings = _config(flags, sets, config)
+    if until_stdin_closes:
+        _stop_when_stdin_closes()
+    _log_to_stderr(settings.log_level)
+    from p2pnode.daemon import run_daemon
+
+    asyncio.run(run_daemon(settings, lambda node: _announce(node, Screen(as_json))))
+
+
+def _announce(node: Node, screen: Screen) -> None:
+    """The one answer: how others join."""
+    status = node.status()
+    if screen.as_json:
+        screen.document(
+            {key: status[key] for key in ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "join")}
+        )
+    else:
+        screen.text(f"p2pnode run --join {status['join']}")
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("p2pnode").setLevel(level.upper())
+
+
+def _config(flags: dict[str, Any], sets: list[str] | None, file: Path | None, **kwargs: Any) -> Config:
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
+    return load({**assignments(sets), **given}, file=file, **kwargs)
+
+
+def _stop_when_stdin_closes() -> None:
+    """For a daemon that must not outlive whoever started it, even one that was killed: `p2pnode demo` holds the other end."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="until-stdin-closes", daemon=True).start()
