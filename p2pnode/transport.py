@@ -187,7 +187,7 @@ class MemoryNetwork:
 
     def __init__(self) -> None:
         self._hosts: list[MemoryTransport] = []
-        self._frozen: set[PeerId] = set()
+        self._frozen: set[MemoryTransport] = set()
 
     def join(self, transport: MemoryTransport) -> int:
         """Give `transport` its number, the one in its address."""
@@ -204,11 +204,11 @@ class MemoryNetwork:
 
     def freeze(self, peer: PeerId) -> None:
         """From now on `peer` takes nothing and answers nobody, but its links stay."""
-        self._frozen.add(peer)
+        self._frozen.update(host for host in self._hosts if host.peer == peer)
 
-    def frozen(self, peer: PeerId) -> bool:
-        """Whether `freeze` was called for `peer`."""
-        return peer in self._frozen
+    def frozen(self, host: MemoryTransport) -> bool:
+        """Whether `host` is frozen."""
+        return host in self._frozen
 
     def kill(self, peer: PeerId) -> None:
         """`peer` is gone without a word: its links break, its own side hears nothing."""
@@ -275,7 +275,7 @@ class MemoryTransport(Transport):
         remote = next((host for host in found if host.peer == peer), None)
         if remote is None:
             self._dial_failed(peer, "another peer answers there" if found else "nobody listens there")
-        elif self._network.frozen(peer):
+        elif self._network.frozen(remote):
             return  # the deadline ends this dial
         elif self.peer in remote._dials and remote.peer < self.peer:
             remote._link(self)  # both dial at once: the lower peer's connection survives
@@ -315,7 +315,7 @@ class MemoryTransport(Transport):
 
     def _pump(self, end: _End) -> None:
         """Move one frame, control before bulk. Called once for every frame queued, and by `hangup`."""
-        if not end.up or self._network.frozen(self.peer) or self._network.frozen(end.other.owner.peer):
+        if not end.up or self._network.frozen(self) or self._network.frozen(end.other.owner):
             return
         if end.control or end.bulk:
             bulk = not end.control
