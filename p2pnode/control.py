@@ -127,6 +127,7 @@ class ControlServer:
             await asyncio.wait(self._clients, timeout=0.5)
         for task in self._clients:
             task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
         (self._folder / SOCKET_FILE).unlink(missing_ok=True)
         self._server = None
 

@@ -1,0 +1,31 @@
+"""A task that a process learns in milliseconds: which side of a line a point is on. For tests of everything around the learning."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from p2pnode.task import Shard, Task
+
+
+def make_task(shard: Shard) -> Task:
+    """Even-numbered nodes have only points of one class, odd ones only of the other: alone, all say the same to everything."""
+    return _task(shard, width=8)
+
+
+def make_wide_task(shard: Shard) -> Task:
+    """The same with a model of another schema."""
+    return _task(shard, width=9)
+
+
+def _task(shard: Shard, width: int) -> Task:
+    points = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
+    labels = (points.sum(1) > 0).long()
+    mine = labels[:600] == shard.index % 2 if shard.count > 1 else torch.ones(600, dtype=torch.bool)
+    return Task(
+        model=nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2)),
+        train_data=(points[:600][mine], labels[:600][mine]),
+        test_data=(points[600:], labels[600:]),
+        loss=nn.functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.05),
+    )
