@@ -160,7 +160,7 @@ def check(schema: Schema, state: Model) -> None:
     for spec in schema.tensors:
         value = state[spec.name]
         check_form(spec, value)
-        check_values(spec.name, value)
+        check_values(spec, value)
 
 
 def check_names(schema: Schema, state: Collection[str]) -> None:
@@ -184,21 +184,25 @@ def check_form(spec: TensorSpec, value: object) -> None:
         raise ModelError(f"'{spec.name}' is {_dtype_name(value.dtype)}, not {_dtype_name(spec.dtype)}")
 
 
-def check_values(name: str, value: Tensor) -> None:
-    """Raises ModelError when a float tensor holds NaN, an infinity, or values that overflow in a mean.
+def check_values(spec: TensorSpec, value: Tensor) -> None:
+    """Raises ModelError when a float tensor holds values that can't be used."""
+    if spec.dtype in FLOATS:
+        for block in blocks(value.detach()):
+            check_block(spec, block.to(working_dtype(spec.dtype)))
 
-    The sum of squares of a block proves all its elements small at the speed of memory; only if it overflows are they compared.
+
+def check_block(spec: TensorSpec, block: Tensor) -> None:
+    """The same for a flat piece of it, in the working dtype.
+
+    A finite sum of squares proves all elements finite and small at the speed of memory; only if it isn't are they compared.
     """
-    if value.dtype not in FLOATS:
+    if spec.dtype not in FLOATS or math.isfinite(float(torch.dot(block, block))):
         return
-    for block in blocks(value.detach()):
-        working = block.to(working_dtype(value.dtype))
-        if not math.isfinite(float(torch.dot(working, working))):
-            low, high = (float(edge) for edge in torch.aminmax(working))
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise ModelError(f"'{name}' holds values that aren't finite")
-            if max(-low, high) > torch.finfo(working.dtype).max / 4:
-                raise ModelError(f"'{name}' holds values too large to average")
+    low, high = (float(edge) for edge in torch.aminmax(block))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ModelError(f"'{spec.name}' holds values that aren't finite")
+    if max(-low, high) > torch.finfo(block.dtype).max / 4:
+        raise ModelError(f"'{spec.name}' holds values too large to average")
 
 
 def blocks(value: Tensor) -> Iterator[Tensor]:
@@ -207,8 +211,8 @@ def blocks(value: Tensor) -> Iterator[Tensor]:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a float dtype is averaged in: float64 in itself, all others in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    """What is averaged in which dtype: half precision in float32, anything else in its own."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _role(layer: nn.Module | None, name: str, value: Tensor) -> Role:

@@ -24,15 +24,18 @@ from protocols.tensors import (
     Role,
     Schema,
     TensorSpec,
+    blocks,
+    check_block,
     check_form,
     check_names,
     check_values,
     working_dtype,
 )
 
-# (spec, own, received) -> merged. `own` is a private contiguous copy that may be overwritten and returned; `received` gives each
-# model's tensor in turn, checked, to be read once and never written. All floats, in the working dtype (float32, or float64).
-Combine = Callable[[TensorSpec, Tensor, Iterator[Tensor]], Tensor]
+# (spec, mine, theirs) -> merged. `mine` is a private contiguous copy of the own tensor that may be overwritten and returned.
+# `theirs` has an iterator for each received model, over the flat pieces of its tensor that match those of `blocks(mine)`: checked
+# as they are read, once, and never to be written. All are in the working dtype: float32, or float64 for float64.
+Combine = Callable[[TensorSpec, Tensor, Sequence[Iterator[Tensor]]], Tensor]
 
 # Averaged running statistics fit no model when data differ between nodes: each node's are of its own data. Averages of
 # counters and indices mean nothing.
@@ -70,7 +73,7 @@ def merge_tensors(schema: Schema, own: Model, received: Sequence[Model], combine
     """Every tensor of the schema merged by `combine`; statistics and integers stay the own model's. Errors as `MergeRule.merge`.
 
     Each tensor of each model is read exactly once, also those that are not used: a model is sound as a whole or refused.
-    Beyond the inputs this takes the memory of the result and of one tensor, or two for float16 and bfloat16.
+    Beyond the inputs this takes the memory of the result and of one tensor at a time.
     """
     check_names(schema, own)
     for index, model in enumerate(received):
@@ -112,27 +115,30 @@ def _exact(weights: Sequence[float]) -> list[Fraction]:
 def _merge_tensor(spec: TensorSpec, own: Model, received: Sequence[Model], combine: Combine) -> Tensor:
     mine = own[spec.name]
     check_form(spec, mine)
-    theirs = (_theirs(spec, index, model, mine.device) for index, model in enumerate(received))
+    check_values(spec, mine)
+    theirs = [_theirs(spec, index, model, mine.device) for index, model in enumerate(received)]
     if spec.role in KEPT:
         merged = mine.clone(memory_format=torch.contiguous_format)
     else:
-        check_values(spec.name, mine)
         working = torch.empty(spec.shape, dtype=working_dtype(spec.dtype), device=mine.device).copy_(mine)
         merged = combine(spec, working, theirs).to(spec.dtype)
         assert tuple(merged.shape) == spec.shape, f"a merge rule changed the shape of {spec.name}"
-    for _ in theirs:
-        pass  # what the rule left over is checked all the same
+    for stream in theirs:
+        for _ in stream:
+            pass  # what the rule left over is checked all the same
     return merged
 
 
-def _theirs(spec: TensorSpec, index: int, model: Model, device: torch.device) -> Tensor:
-    """Tensor `spec` of received model `index`, checked, as floats to work with if it is to be merged."""
+def _theirs(spec: TensorSpec, index: int, model: Model, device: torch.device) -> Iterator[Tensor]:
+    """The pieces of one tensor of received model `index`, which is loaded when the first is asked for."""
     with _blaming(index):
         value = model[spec.name]
         check_form(spec, value)
-        value = value.to(device=device, dtype=spec.dtype if spec.role in KEPT else working_dtype(spec.dtype))
-        check_values(spec.name, value)
-        return value
+    for piece in blocks(value):
+        block = piece.to(device=device, dtype=working_dtype(spec.dtype))
+        with _blaming(index):
+            check_block(spec, block)
+        yield block
 
 
 @contextmanager

@@ -12,7 +12,7 @@ measures the own one afterwards. Where they add a constant to both variances, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -51,13 +51,13 @@ class VarianceCorrected:
         steps = running_shares(own_weight, weights)
         followed = self._followed(own_weight, weights)
 
-        def combine(spec: TensorSpec, mine: Tensor, theirs: Iterator[Tensor]) -> Tensor:
+        def combine(spec: TensorSpec, mine: Tensor, theirs: Sequence[Iterator[Tensor]]) -> Tensor:
             if spec.role is Role.NORM or spec.numel < 2:
                 return move_to_mean(mine, steps, theirs)
-            gauge = Gauge(followed)
-            gauge.add(mine)
-            mean = move_to_mean(mine, steps, map(gauge.add, theirs))
-            return stretch(mean, gauge.variance, spec.dtype)
+            own_share, *their_shares = followed
+            target = Gauge(own_share * moments(mine).variance if own_share else 0.0)
+            mean = move_to_mean(mine, steps, map(target.measuring, their_shares, theirs))
+            return stretch(mean, target.variance, spec.dtype)
 
         return merge_tensors(schema, own, [model for _, model in received], combine)
 
@@ -72,18 +72,20 @@ class VarianceCorrected:
                 return shares([own_weight, *weights])
 
 
+@dataclass(slots=True)
 class Gauge:
-    """Sums up the weighted mean of the variances of tensors that pass by."""
+    """A weighted mean of variances, summed up while tensors pass by."""
 
-    def __init__(self, weights: Iterable[float]) -> None:
-        self.variance = 0.0
-        self._weights = iter(weights)
+    variance: float
 
-    def add(self, value: Tensor) -> Tensor:
-        """Count the next tensor; returns it as it is."""
-        if weight := next(self._weights):
-            self.variance += weight * moments(value).variance
-        return value
+    def measuring(self, share: float, stream: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The pieces of one tensor as they are; at their end its variance has been counted with this share."""
+        total = Moments(0, 0.0, 0.0)
+        for block in stream:
+            if share:
+                total += _moments(block)
+            yield block
+        self.variance += share * total.variance if share else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +110,8 @@ class Moments:
 
 
 def moments(value: Tensor) -> Moments:
-    """Mean and spread of all elements (at least one) of a float32 or float64 tensor, to float64 for sums across blocks."""
-    pieces = blocks(value)
-    first = next(pieces)
-    scratch = torch.empty_like(first)
-    total = _moments(first, scratch)
-    for block in pieces:
-        total += _moments(block, scratch)
-    return total
+    """Mean and spread of all elements of a float32 or float64 tensor."""
+    return sum(map(_moments, blocks(value)), Moments(0, 0.0, 0.0))
 
 
 def stretch(mean: Tensor, target: float, dtype: torch.dtype) -> Tensor:
@@ -131,11 +127,11 @@ def stretch(mean: Tensor, target: float, dtype: torch.dtype) -> Tensor:
     return mean
 
 
-def _moments(block: Tensor, scratch: Tensor) -> Moments:
+def _moments(block: Tensor) -> Moments:
     """Two passes, the second over what the first left in the cache."""
     count = block.numel()
     mean = float(block.sum()) / count
-    apart = torch.sub(block, mean, out=scratch[:count])
+    apart = block - mean
     squares = float(torch.dot(apart, apart))
     spread_min = SPREAD_MIN * mean
     if max(SQUARES_MIN, count * spread_min * spread_min) < squares < SQUARES_MAX:
