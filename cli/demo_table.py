@@ -40,8 +40,6 @@ def row(name: str, status: Mapping[str, Any]) -> tuple[str, ...]:
 def line(name: str, status: Mapping[str, Any]) -> str:
     """One node as a plain line."""
     cells = dict(zip(COLUMNS, row(name, status), strict=True))
-    if not status:
-        return f"{name}: starting"
     return (
         f"{name}: {cells['state']}, {cells['peers']} peers, age {cells['age']}, {cells['merges']} merges, "
         f"{cells['sent']} sent, {cells['received']} received, test loss {cells['test loss']}, "
@@ -75,7 +73,9 @@ class Watch:
             self._live.update(table(COLUMNS, rows, f"{self._headline}  {seconds:.0f} s"), refresh=True)
         elif last or seconds >= self._next_lines:
             self._next_lines = seconds + LINES_EVERY_S
-            self._lines(seconds, (line(name, status) for name, status in statuses.items()))
+            waiting = sum(not status for status in statuses.values())
+            self._lines(seconds, (line(name, status) for name, status in statuses.items() if status))
+            self._lines(seconds, [f"{waiting} nodes are starting"] if waiting else [])
 
     def _lines(self, seconds: float, lines: Iterable[str]) -> None:
         for text in lines:

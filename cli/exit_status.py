@@ -1,4 +1,4 @@
-"""How a p2pnode command may end. The one list; docs/exit_statuses.md is tested against it.
+"""How a p2pnode command may end. The one list; docs/cli.md is tested against it.
 
 Numbers are frozen: scripts depend on them. 2 is what typer gives a wrong flag, 130 what shells give Ctrl-C. The idea, one
 small enum with its own test, is HTTPie's.

@@ -59,8 +59,15 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("speed", f"{number(get('samples_per_second'), 0)} samples per second"),
         ("loss", f"train {number(get('train_loss'))}, test {number(get('test_loss'))}"),
         ("accuracy", f"test {percent(get('test_accuracy'))}, alone {percent(get('alone_accuracy'))}"),
-        *(("fault", str(fault)) for fault in get("faults") or ()),
+        ("training", _state(get("trainer"))),
+        ("storage", _state(get("store"))),
+        *((f"fault ×{times}", reason) for reason, times in sorted((get("faults") or {}).items())),
     ]
+
+
+def _state(parts: dict[str, Any] | None) -> str:
+    """How a part of the node is doing, such as `state ok, model not yet`."""
+    return ", ".join(f"{name} {value}" for name, value in (parts or {}).items() if name != "pid") or UNKNOWN
 
 
 def peers(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
