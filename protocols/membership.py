@@ -76,7 +76,10 @@ class Membership:
                 self._close(link, Goodbye.VIEW_FULL, "this node has a fixed set of neighbours", turn)
         elif ours and peer not in self.active:
             link.neighbour_asked = True
-            turn.send(peer, Neighbour(urgent=not self.active, newcomer=not self.active and not self.passive))
+            turn.send(
+                peer,
+                Neighbour(urgent=len(self.active) < self._limits.active_view_min, newcomer=not self.active and not self.passive),
+            )
 
     def closed(self, link: Link, turn: Turn) -> None:
         """The link to a peer is gone."""
