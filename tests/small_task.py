@@ -1,4 +1,4 @@
-"""A task that a process learns in milliseconds: which side of a line a point is on. For tests of everything around the learning."""
+"""A task that is learnt in milliseconds: on which side of a line a point is. For tests of everything around the learning."""
 
 from __future__ import annotations
 

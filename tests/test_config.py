@@ -145,10 +145,12 @@ def test_variables_that_kubernetes_sets_are_nobodys_typing_error(home: dict[str,
 def test_whatever_the_file_holds_only_a_config_error_comes_out(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("c") / "any.toml"
     path.write_bytes(data)
+    said = ""
     try:
         load(environ={"XDG_DATA_HOME": "/nonexistent"}, file=path)
     except ConfigError as error:
-        assert str(path) in str(error)
+        said = str(error)
+    assert not said or str(path) in said
 
 
 def test_importing_the_package_loads_neither_torch_nor_libp2p() -> None:

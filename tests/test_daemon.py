@@ -1,0 +1,287 @@
+"""Daemons as processes, over libp2p on loopback: what a start, an end and a kill promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnode.control import SOCKET_FILE, ControlError, NotRunning, ask
+from p2pnode.store import STATE_FILE
+
+ROOT = Path(__file__).parent.parent
+TASK = f"{ROOT / 'tests' / 'small_task.py'}:make_task"
+START_S, STOP_S = 60.0, 5.0
+
+RUNNER = """
+import asyncio, json, logging, sys
+from p2pnode import Config, ConfigError
+from p2pnode.daemon import run_daemon
+logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+try:
+    asyncio.run(run_daemon(Config(**json.loads(sys.argv[1])), lambda node: print(node.status()["join"], flush=True)))
+except ConfigError as error:
+    sys.exit(f"p2pnode: {error}")
+"""
+
+
+class Daemon:
+    """One process; its log is in the data folder."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.log = folder.with_suffix(".log")
+        config = {
+            "swarm": "test", "task": TASK, "data_dir": str(folder), "listen": ["/ip4/127.0.0.1/tcp/0"], "threads": 1,
+            "shard_count": 2, "evaluate_every_s": 0.5, "save_every_s": 0.5, "cycle_s": 0.02, **settings,
+        }  # fmt: skip
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER, json.dumps(config)], stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
+            )
+        self.began = time.monotonic()
+
+    def wait_ready(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, self.log.read_text()
+        return line
+
+    def status(self) -> dict[str, Any]:
+        return ask(self.folder, {"do": "status"})
+
+    def until(self, condition: Callable[[dict[str, Any]], Any], seconds: float = 40.0) -> dict[str, Any]:
+        end = time.monotonic() + seconds
+        while not condition(status := self.status()):
+            assert time.monotonic() < end, f"{status}\n{self.log.read_text()}"
+            time.sleep(0.05)
+        return status
+
+    def end(self, number: int = signal.SIGTERM) -> float:
+        """Seconds from the signal to the end."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(START_S)
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    started: list[Daemon] = []
+
+    def start(name: str, **settings: Any) -> Daemon:
+        started.append(Daemon(tmp_path / name, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+
+
+def stored_sequence(folder: Path) -> int:
+    db = sqlite3.connect(folder / STATE_FILE)
+    try:
+        return int(db.execute("SELECT sequence FROM record").fetchone()[0])
+    finally:
+        db.close()
+
+
+def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Callable[..., Daemon]) -> None:
+    first = daemon("a")
+    address = first.wait_ready()
+    first.until(lambda s: s["sequence"] >= 5)
+    trainer = first.status()["trainer"]["pid"]
+    assert first.end() < STOP_S
+    assert first.process.returncode == 0
+    assert gone(trainer)
+    assert not (first.folder / SOCKET_FILE).exists()
+    assert not [path for path in first.folder.iterdir() if path.name.endswith(".tmp")]
+    stopped = stored_sequence(first.folder)
+    assert stopped >= 5
+    with pytest.raises(NotRunning):
+        first.status()
+    second = daemon("a")
+    assert second.wait_ready() == address, "the address that somebody wrote down still holds"
+    after = second.status()
+    assert after["sequence"] >= stopped
+    assert after["age"] >= after["steps"] >= 5 * 20
+    assert second.end(signal.SIGINT) < STOP_S
+    assert second.process.returncode == 0
+
+
+def test_sigkill_leaves_no_trainer_and_never_reuses_a_number(daemon: Callable[..., Daemon]) -> None:
+    said = 0
+    for _ in range(3):
+        one = daemon("a")
+        one.wait_ready()
+        status = one.until(lambda s, said=said: s["sequence"] > said + 3)
+        one.end(signal.SIGKILL)
+        assert stored_sequence(one.folder) >= status["sequence"] - 1, "what was said is stored"
+        said = stored_sequence(one.folder)
+        end = time.monotonic() + 5
+        while not gone(status["trainer"]["pid"]):
+            assert time.monotonic() < end, "the training process outlived its daemon"
+            time.sleep(0.02)
+
+
+def test_three_daemons_meet_through_one_address_and_learn(daemon: Callable[..., Daemon]) -> None:
+    a = daemon("a", shard_index=0, local_steps=5)
+    address = a.wait_ready()
+    b, c = (daemon(name, shard_index=1, local_steps=5, join=[address]) for name in "bc")
+    for one in (b, c):
+        one.wait_ready()
+    for one in (a, b, c):
+        status = one.until(lambda s: s["peers"] == 2 and s["merges"] > 2 and (s["test_accuracy"] or 0) > 0.75)
+        assert status["faults"] == {}
+        assert status["errors"] == 0
+        assert {row["peer_id"] for row in status["peer_list"]} == {o.status()["peer_id"] for o in (a, b, c) if o is not one}
+        assert all(row["bytes_received"] > 0 for row in status["peer_list"])
+    a.end(signal.SIGKILL)
+    b.until(lambda s: s["peers"] == 1)
+    merges = b.status()["merges"]
+    b.until(lambda s: s["merges"] > merges)
+    assert max(b.end(), c.end()) < STOP_S
+
+
+def test_strangers_refuse_each_other_on_both_sides_and_keep_running(daemon: Callable[..., Daemon]) -> None:
+    a = daemon("a")
+    address = a.wait_ready()
+    b = daemon("b", swarm="other", join=[address])
+    c = daemon("c", task=TASK.replace("make_task", "make_wide_task"), join=[address])
+    ids = {}
+    for one in (a, b, c):
+        if one is not a:
+            one.wait_ready()
+        ids[one.folder.name] = one.status()["peer_id"]
+    end = time.monotonic() + 30
+    for here, there, why in (
+        ("a", "b", "another swarm"),
+        ("b", "a", "another swarm"),
+        ("a", "c", "another schema"),
+        ("c", "a", "another schema"),
+    ):
+        log = {"a": a, "b": b, "c": c}[here].log
+        while not any(ids[there] in line and "refused" in line and why in line for line in log.read_text().splitlines()):
+            assert time.monotonic() < end, f"{here} said nothing of {there}: {log.read_text()}"
+            time.sleep(0.05)
+    for one in (a, b, c):
+        age = one.status()["age"]
+        status = one.until(lambda s, age=age: s["age"] > age)
+        assert status["peers"] == 0
+        assert status["faults"] == {}
+
+
+def test_it_starts_with_nobody_reachable_and_finds_who_comes_later(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    a = daemon("a")
+    address = a.wait_ready()
+    assert a.end() < STOP_S
+    b = daemon("b", join=[address])
+    b.wait_ready()
+    b.until(lambda s: s["age"] > 0)
+    again = daemon("a")
+    assert again.wait_ready() == address
+    b.until(lambda s: s["peers"] == 1, 90)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"data_dir": "{tmp}/file/below"}, "can't be used (Not a directory); choose another with --data-dir"),
+        ({"listen": ["/ip4/127.0.0.1/tcp/{port}"]}, "in use"),
+        ({"task": "{tmp}/none.py:make"}, "there is no file"),
+        ({"task": "{tmp}/file.py:make"}, "returned"),
+        ({"merge": "Krumm"}, "merge rule 'Krumm'"),
+        ({"device": "cuda:77"}, "device is 'cuda:77'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_sentence(
+    daemon: Callable[..., Daemon], tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file.py").write_text("def make(shard):\n    return 5\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        text = json.dumps(settings).replace("{tmp}", str(tmp_path)).replace("{port}", str(taken.getsockname()[1]))
+        one = daemon("a", **json.loads(text))
+        assert one.process.wait(START_S) == 1
+    last = one.log.read_text().splitlines()[-1]
+    assert last.startswith("p2pnode: ")
+    assert sentence in last
+
+
+def test_two_daemons_never_share_a_folder_and_the_first_goes_on(daemon: Callable[..., Daemon]) -> None:
+    first = daemon("a")
+    first.wait_ready()
+    second = daemon("a")
+    assert second.process.wait(START_S) == 1
+    assert f"in use by process {first.process.pid}" in second.log.read_text()
+    assert first.status()["state"] == "running"
+
+
+def test_the_control_api(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    one = daemon("a")
+    address = one.wait_ready()
+    assert ask(one.folder, {"do": "peers"}) == {"peers": []}
+    out = tmp_path / "out.safetensors"
+    assert ask(one.folder, {"do": "export", "path": str(out)}) == {"path": str(out), "bytes": out.stat().st_size}
+    assert ask(one.folder, {"do": "join", "address": address}) == {"joining": address}
+    for request, sentence in (
+        ({"do": "export", "path": "here"}, "give the whole path"),
+        ({"do": "export"}, "lacks its path"),
+        ({"do": "join", "address": "/ip4/1.2.3.4/tcp/1"}, "names no peer"),
+        ({"do": "dance"}, "one of status, peers, stop, export, join"),
+    ):
+        with pytest.raises(ControlError, match=sentence):
+            ask(one.folder, request)
+    assert ask(one.folder, {"do": "stop"}) == {"stopping": True}
+    assert one.process.wait(STOP_S) == 0
+
+
+def test_a_stop_while_it_starts_leaves_nothing(daemon: Callable[..., Daemon]) -> None:
+    one = daemon("a")
+    while not (one.folder / "blobs").exists():
+        time.sleep(0.01)
+    assert one.end() < STOP_S
+    assert one.process.returncode == 0
+    again = daemon("a")
+    again.wait_ready()
+
+
+def test_a_peer_that_hangs_delays_no_stop(daemon: Callable[..., Daemon]) -> None:
+    a = daemon("a")
+    b = daemon("b", join=[a.wait_ready()])
+    b.wait_ready()
+    b.until(lambda s: s["peers"] == 1 and s["merges"] > 0)
+    a.process.send_signal(signal.SIGSTOP)
+    try:
+        assert b.end() < STOP_S
+        assert b.process.returncode == 0
+    finally:
+        a.process.send_signal(signal.SIGCONT)
