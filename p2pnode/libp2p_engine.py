@@ -36,7 +36,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
-from p2pnode.libp2p_patches import SafeHost, SafeTCP, connect, disconnect, make_host, running
+from p2pnode.libp2p_patches import SafeHost, SafeTCP, connect, disconnect, make_host, running, whole_seconds
 from p2pnode.transport import ALREADY_CONNECTED, ALREADY_DIALLING, NO_ANSWER, OURSELVES, Target, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
@@ -245,7 +245,8 @@ class Engine(INotifee):
     async def _open(self, host: SafeHost, connection: SwarmConn, protocol: TProtocol) -> NetStream:
         """A stream of `connection`, and of no other that the same peer may have."""
         stream = await connection.new_stream()
-        await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), int(self._limits.open_s_max))
+        seconds = whole_seconds(self._limits.open_s_max)
+        await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), seconds)
         stream.set_protocol(protocol)
         return stream
 

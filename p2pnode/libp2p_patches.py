@@ -27,6 +27,7 @@ regression test in `tests/test_libp2p_patches.py`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -200,7 +201,7 @@ class SafeMuxer(MuxerMultistream):
     """The package makes its own `Yamux` whatever class it is given; this one makes ours."""
 
     def __init__(self, limits: TransportLimits) -> None:
-        super().__init__({TProtocol(YAMUX_ID): Yamux}, int(limits.open_s_max))
+        super().__init__({TProtocol(YAMUX_ID): Yamux}, whole_seconds(limits.open_s_max))
         self._limits = limits
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
@@ -320,6 +321,11 @@ class SafeTCP(TCP):
         return SafeListener(self, handler_function)
 
 
+def whole_seconds(seconds: float) -> int:
+    """For deadlines that the package keeps in whole seconds, where 0 would mean at once."""
+    return max(1, math.ceil(seconds))
+
+
 def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
     """A host with TCP, Noise and Yamux and nothing else, that dials nobody by itself. To be used within `running`."""
     keys = create_new_key_pair(seed)
@@ -327,7 +333,7 @@ def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
     peers = PeerStore()
     peers.add_key_pair(peer_id, keys)
     noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, int(limits.open_s_max))
+    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.open_s_max))
     upgrader.muxer_multistream = SafeMuxer(limits)
     config = ConnectionConfig(
         max_connections=limits.connections_max,
@@ -336,7 +342,7 @@ def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
         high_watermark=limits.connections_max,  # never prune: we decide who goes
         inbound_upgrade_timeout=limits.open_s_max,
         outbound_upgrade_timeout=limits.open_s_max,
-        inbound_stream_protocol_negotiation_timeout=limits.open_s_max,
+        inbound_stream_protocol_negotiation_timeout=whole_seconds(limits.open_s_max),
     )
     swarm = SafeSwarm(peer_id, peers, upgrader, [tcp], RetryConfig(max_retries=0), config)
     host = SafeHost(swarm, disable_identify_address_discovery=True)

@@ -29,6 +29,7 @@ from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 START_S_MAX = 10.0  # from the thread's start to a bound listener; milliseconds on an idle machine
 STOP_S_MAX = 4.5  # flush (2 s), close connections and host (1 s each), end the thread
 
+WILDCARDS = ("/ip4/0.0.0.0/", "/ip6/::/")
 EXAMPLE = "for example /ip4/0.0.0.0/tcp/4001"
 
 _threads = itertools.count(1)
@@ -91,10 +92,13 @@ class Libp2pTransport(Transport):
         raise ConfigError("libp2p did not start: run again with LIBP2P_DEBUG=DEBUG to see why") from failure
 
     def _dialable(self, bound: list[Multiaddr]) -> list[str]:
+        """What others can dial: for 0.0.0.0 and :: the addresses of this machine, or loopback where it has no other."""
         if self._announce:
             return self._announce
         every = [str(address) for one in bound for address in expand_wildcard_address(one)]
-        return list(dict.fromkeys(address for address in every if "/0.0.0.0/" not in address and "/::/" not in address))
+        found = [address for address in every if not address.startswith(WILDCARDS)]
+        loopback = [address.replace("/0.0.0.0/", "/127.0.0.1/").replace("/::/", "/::1/") for address in every]
+        return list(dict.fromkeys(found or loopback))
 
     def _wake_asyncio(self, drain: Callable[[], None]) -> None:
         assert self._loop is not None
