@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from p2pnode.errors import ConfigError
+from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
 from p2pnode.task import Shard, Task, make
 from p2pnode.tasks.samples import Samples, shuffled
 from p2pnode.trainer import Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
@@ -38,6 +35,7 @@ VALIDATION_SAMPLES_MAX = 256  # of the local training data, for the gate: one ba
 EVALUATION_BATCH = 1000  # test samples at a time: bounds memory, large enough to be fast
 
 State = dict[str, Tensor]
+Received = tuple[Digest, float, State]  # a peer's model with its weight
 
 
 class Pupil:
@@ -119,7 +117,7 @@ class Learner:
         """Local steps. A model that diverges goes back to what it was, with a fresh optimizer and NaN for a loss."""
         began = time.perf_counter()
         loss = self.pupil.learn(steps)
-        if math.isfinite(loss) and _is_finite(self.pupil.model):
+        if math.isfinite(loss) and self._is_usable():
             self._keep_blob()
         else:
             loss = math.nan
@@ -130,27 +128,32 @@ class Learner:
 
     def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
         """Merge what can be merged of `inputs`; keep it if the gate lets it through."""
-        own = {name: value.cpu() for name, value in tensors.state_of(self.pupil.model).items()}
-        received: list[tuple[Digest, float, State]] = []
-        faults: list[tuple[Digest, str]] = []
-        for digest, path, weight in inputs:
-            try:
-                received.append((digest, weight, tensors.decode(self.schema, _mapped(path))))
-            except FileNotFoundError:
-                pass  # ours to have lost, no peer's fault
-            except (tensors.ModelError, ValueError) as error:
-                faults.append((digest, str(error)))
+        own = tensors.state_of(self.pupil.model)
+        received, faults = self._read(inputs)
         merged: State | None = None
         while received and merged is None:
             try:
                 merged = self.rule.merge(self.schema, own, own_weight, [(weight, state) for _, weight, state in received])
             except BadInput as error:
-                faults.append((received.pop(error.index)[0], str(error)))
+                faults.append((received.pop(error.index)[0], str(error).removeprefix(f"received model {error.index}: ")))
         kept, loss = (False, math.nan) if merged is None else self._replace(merged)
         if kept:
             self._keep_blob()
         used = tuple(digest for digest, _, _ in received)
         return MergeResult(self.tree.digest, self.schema.size, self.tree.levels[0], kept, used, tuple(faults), loss)
+
+    def _read(self, inputs: Sequence[tuple[Digest, Path, float]]) -> tuple[list[Received], list[tuple[Digest, str]]]:
+        """The inputs that have the form of a model, as views into their files, and the reasons why others haven't."""
+        received: list[Received] = []
+        faults: list[tuple[Digest, str]] = []
+        for digest, path, weight in inputs:
+            try:
+                received.append((digest, weight, tensors.decode(self.schema, map_blob(path))))
+            except FileNotFoundError:
+                continue  # ours to have lost, no peer's fault
+            except ValueError as error:  # ModelError is one; so is the complaint of mmap about an empty file
+                faults.append((digest, str(error)))
+        return received, faults
 
     def evaluate(self) -> Evaluation:
         """Test loss and accuracy; the copy that stays alone first catches up with the node's local steps."""
@@ -163,30 +166,18 @@ class Learner:
         return Evaluation(loss, accuracy, alone, len(self.test), time.perf_counter() - began)
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """The current model as safetensors: all of it durable at `path`, or nothing changed. Raises ConfigError."""
-        kept = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
-        state = {name: value.cpu().contiguous().clone() for name, value in self.pupil.model.state_dict().items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(state, temporary, {**metadata, **kept})
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"the model can't be written to {path}: {error}; give a path that can be written.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        """The current model as safetensors, with `steps` and `schema` in its metadata. Raises ConfigError."""
+        own = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
+        save_model(self.pupil.model, path, {**metadata, **own})
 
     def _blob(self) -> Path:
         return self.blobs / self.tree.digest.hex()
 
     def _keep_blob(self) -> None:
-        """Hand the current model over as a file. Not synced: it need only outlive this process, not the machine."""
+        """Hand the current model over as a file, and remember it as the last good one."""
         data = tensors.encode(self.schema, tensors.state_of(self.pupil.model))
         self.tree = Tree.of(data)
-        temporary = self.blobs / ".trainer.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(self._blob())
+        write_blob(self._blob(), data)
 
     def _restore(self, model: nn.Module, at: tuple[Path, int] | None) -> int:
         """Bring `model` to where an earlier process was, as far as it left anything; the steps it had done."""
@@ -196,20 +187,15 @@ class Learner:
             if Tree.of(data).digest.hex() == blob.name:
                 _load(model, tensors.decode(self.schema, data))
                 return steps
-        return 0 if self.settings.resume is None else self._resume(model, self.settings.resume)
+        return 0 if self.settings.resume is None else resume_model(model, self.settings.resume, self.settings.task)
 
-    def _resume(self, model: nn.Module, path: Path) -> int:
+    def _is_usable(self) -> bool:
+        """Whether peers would take our model: finite, and not about to overflow."""
         try:
-            with safe_open(path, framework="pt") as stored:
-                metadata = stored.metadata() or {}
-                model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-            return int(metadata.get("steps", 0))
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"the saved model {path} can't be read: {error}; move it away to start anew.") from None
-        except (RuntimeError, ValueError):
-            raise ConfigError(
-                f"the saved model {path} isn't of task '{self.settings.task}'; run its own task or move it away to start anew."
-            ) from None
+            tensors.check(self.schema, tensors.state_of(self.pupil.model))
+        except tensors.ModelError:
+            return False
+        return True
 
     def _replace(self, merged: State) -> tuple[bool, float]:
         """Put `merged` in the model's place if its loss on local data is bearable; whether it was, and that loss.
@@ -283,12 +269,6 @@ def _random(settings: TrainerSettings, *purpose: int) -> np.random.Generator:
     return np.random.default_rng([settings.shard_seed, settings.shard_index, *purpose])
 
 
-def _mapped(path: Path) -> memoryview:
-    """A file's bytes, read as they are needed; private, so that nothing done to them reaches the file."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-
-
 def _load(model: nn.Module, state: State) -> None:
     live = model.state_dict()
     for name, value in state.items():
@@ -300,16 +280,3 @@ def _swap(live: State, other: State, names: Sequence[str]) -> None:
         before = live[name].clone()
         live[name].copy_(other[name])
         other[name].copy_(before)
-
-
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values() if value.is_floating_point())
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder's list of names."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,6 +15,7 @@ import importlib.util
 import math
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ BUILT_IN = {
     "fashion-mnist": "p2pnode.tasks.images:fashion_mnist",
     "mnist": "p2pnode.tasks.images:mnist",
 }
+
+_NOT_THE_USERS = (
+    "<",
+    str(Path(__file__).parent) + os.sep,
+    *{sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib")},
+)  # where an error's last line says little to the one whose code called it
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +171,13 @@ def place_of(error: BaseException) -> str:
     """Where and how the user's code failed: `in my_task.py, line 7: ZeroDivisionError: division by zero`."""
     if isinstance(error, SyntaxError):
         return f"in {error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not {"site-packages", "dist-packages"} & set(Path(f.filename).parts) and f.filename[0] != "<"]
+    frames = list(traceback.extract_tb(error.__traceback__))
+    users = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    if not (last := (own or list(frames))[-1:]):
+    if not frames:
         return f"with {text}"
-    return f"in {last[0].filename}, line {last[0].lineno}: {text}"
+    last = (users or frames)[-1]
+    return f"in {last.filename}, line {last.lineno}: {text}"
 
 
 def _load_file(spec: str, path: Path) -> ModuleType:

@@ -15,27 +15,19 @@ import asyncio
 import dataclasses
 import logging
 import os
-import signal
-import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from p2pnode.errors import ConfigError
+from p2pnode.trainer_child import Child, CrashError
 from protocols.merkle import Digest
 
 log = logging.getLogger(__name__)
 
 CRASHES_MAX = 5  # in a row, during one request: more is no accident (guess)
-STOP_S_MAX = 2.0  # from SIGKILL to the process being gone; only a stuck driver takes longer
-FRAME_BYTES_MAX = 1 << 26  # of our own child: leaf hashes of a 2 GiB model are 256 KiB, a traceback less
-
-_PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
 class TrainerError(Exception):
@@ -125,15 +117,7 @@ class Evaluation:
     seconds: float
 
 
-Result = Ready | TrainResult | MergeResult | Evaluation
-
-_RESULTS: dict[str, type[Result] | None] = {
-    "start": Ready,
-    "train": TrainResult,
-    "merge": MergeResult,
-    "evaluate": Evaluation,
-    "save": None,
-}
+_RESULTS = {"train": TrainResult, "merge": MergeResult, "evaluate": Evaluation}
 
 
 class Trainer:
@@ -146,7 +130,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, blobs: Path) -> None:
         self._settings = settings
         self._blobs = blobs
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._last: Ready | None = None  # the model a new child starts from
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[Any]] = set()
@@ -206,7 +190,7 @@ class Trainer:
         if not work.cancelled():
             work.exception()  # seen, even when the one who asked has gone
 
-    async def _answer(self, request: tuple[Any, ...]) -> Result | None:
+    async def _answer(self, request: tuple[Any, ...]) -> Any:
         """Carry out one request, with as many children as it takes."""
         async with self._turn:
             for crash in range(1, CRASHES_MAX + 1):
@@ -216,8 +200,9 @@ class Trainer:
                     if request[0] == "start":
                         return self._last
                     assert self._child is not None, "launched above"
-                    return self._remember(await self._child.ask(request))
-                except _CrashError as error:
+                    fields = await self._child.ask(request)
+                    return self._remember(_RESULTS[request[0]](*fields)) if fields else None
+                except CrashError as error:
                     await self._drop()
                     if self._stopped:
                         raise TrainerError("the trainer was stopped") from None
@@ -231,16 +216,15 @@ class Trainer:
             raise TrainerError("the trainer was stopped")
         await self._drop()
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self._child = await _Child.spawn(self._settings.threads)
+        self._child = await Child.spawn(self._settings.threads)
         if self._stopped:  # while the child was being born
             await self._drop()
             raise TrainerError("the trainer was stopped")
         try:
-            ready = await self._child.ask(("start", *self._beginning()))
+            ready = Ready(*await self._child.ask(("start", *self._beginning())))
         except ConfigError:
             await self._drop()
             raise
-        assert isinstance(ready, Ready), "start is answered by Ready"
         if self._last is not None and ready.digest != self._last.digest:
             log.warning("the last model's file was gone or damaged; training goes on from %s", ready.digest.hex()[:16])
         self._last = ready
@@ -253,7 +237,8 @@ class Trainer:
         at = None if self._last is None else (os.path.join(blobs, self._last.digest.hex()), self._last.steps)
         return settings, blobs, [folder or os.getcwd() for folder in sys.path], at
 
-    def _remember(self, result: Result | None) -> Result | None:
+    def _remember(self, result: Any) -> Any:
+        """`result`, noted if it tells of a new model."""
         assert self._last is not None, "a child that answers was started"
         match result:
             case TrainResult(digest=digest, size=size, leaves=leaves, steps=steps):
@@ -269,99 +254,3 @@ class Trainer:
         child, self._child = self._child, None
         if child is not None:
             await child.close()
-
-
-class _CrashError(Exception):
-    """The child died, or said that it is about to."""
-
-
-@dataclass(slots=True)
-class _Child:
-    """A process and the socket to it; one question at a time."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    @classmethod
-    async def spawn(cls, threads: int) -> _Child:
-        """A fresh interpreter in a session of its own: Ctrl-C reaches the parent alone, which decides."""
-        if getattr(sys.modules["__main__"].__spec__, "name", None) == "p2pnode.trainer_process":
-            raise ConfigError(
-                "the task's file starts a node when it is imported; put that part under if __name__ == '__main__'."
-            )
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        if _PACKAGE_ROOT.name not in ("site-packages", "dist-packages"):  # run from a source tree
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "p2pnode.trainer_process", str(theirs.fileno()), str(os.getpid())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # a user's print must not corrupt what the parent prints
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=environment,
-            )
-        except BaseException as error:
-            ours.close()
-            if isinstance(error, OSError):
-                raise _CrashError(f"it can't be started: {error}") from None
-            raise
-        finally:
-            theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
-
-    async def ask(self, request: tuple[Any, ...]) -> Result | None:
-        """The answer to one request. Raises _CrashError, or ConfigError when the fault is the user's."""
-        try:
-            data = msgpack.packb(request)
-            self.writer.write(len(data).to_bytes(4, "big") + data)
-            await self.writer.drain()
-            size = int.from_bytes(await self.reader.readexactly(4), "big")
-            assert size <= FRAME_BYTES_MAX, "our own child keeps to the limit"
-            kind, *fields = msgpack.unpackb(await self.reader.readexactly(size), use_list=False)
-        except (asyncio.IncompleteReadError, OSError):
-            await self.close()
-            raise _CrashError(_ending(self.process.returncode)) from None
-        except BaseException:
-            self._kill()  # its answer would be taken for that to the next question
-            raise
-        match kind:
-            case "config":
-                raise ConfigError(fields[0])
-            case "crash":
-                raise _CrashError(fields[0])
-            case _:
-                result = _RESULTS[request[0]]
-                return None if result is None else result(*fields)
-
-    async def close(self) -> None:
-        """Kill the process with all that it started, and wait until it is gone."""
-        self.writer.transport.abort()  # a plain close would wait for a child that doesn't read
-        with suppress(OSError):
-            await self.writer.wait_closed()
-        with suppress(TimeoutError):  # closing the socket ended an idle child, and one that crashed is gone already
-            await asyncio.wait_for(self.process.wait(), 0.05)
-        self._kill()
-        try:
-            await asyncio.wait_for(self.process.wait(), STOP_S_MAX)
-        except TimeoutError:
-            log.error("training process %d doesn't end though it was killed", self.process.pid)
-
-    def _kill(self) -> None:
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-
-def _ending(status: int | None) -> str:
-    if status is None:
-        return "it closed its socket"
-    if status >= 0:
-        return f"it ended with exit status {status}"
-    try:
-        return f"it was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"it was ended by signal {-status}"

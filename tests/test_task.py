@@ -93,7 +93,7 @@ def test_more_nodes_than_samples_is_refused() -> None:
         Shard(0, 4).split([1, 2, 3])
 
 
-@pytest.mark.parametrize("wrong", [{"index": 2, "count": 2}, {"index": -1}, {"seed": -1}, {"alpha": 0.0}, {"alpha": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"index": 2, "count": 2}, {"index": -1}, {"seed": -1}, {"alpha": 0.0}, {"alpha": np.nan}])
 def test_impossible_shards_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Shard(**wrong)  # type: ignore[arg-type]
@@ -162,6 +162,7 @@ def test_wrong_names_get_one_sentence(spec: str, says: str) -> None:
         ("import no_such_package\n", r"in .*task.py, line 1: ModuleNotFoundError"),
         ("x = 1\nx.y\n", r"in .*task.py, line 2: AttributeError"),
         ("def make_task(shard):\n    a = 1\n    return a / 0\n", r"in .*task.py, line 3: ZeroDivisionError"),
+        ("import json\ndef make_task(shard):\n    return json.loads('[')\n", r"in .*task.py, line 3: JSONDecodeError"),
         ("def make_task(shard): return 3\n", "returned int; return a p2pnode.Task"),
     ],
 )
@@ -188,7 +189,7 @@ class WithMask(nn.Linear):
         ({"model": 3}, "model is int"),
         ({"model": nn.ReLU()}, "no parameters"),
         ({"model": nn.Linear(5, 3)}, "model and loss don't fit train_data"),
-        ({"model": WithMask()}, "'mask' of the model isn't finite"),
+        ({"model": WithMask()}, "'mask' holds values that aren't finite; make .* persistent=False"),
         ({"train_data": (torch.zeros(0, 4), torch.zeros(0))}, "train_data is empty"),
         ({"train_data": (torch.zeros(3, 4), torch.zeros(2))}, "3 inputs but 2 targets"),
         ({"test_data": [1, 2]}, "fit test_data"),
@@ -218,8 +219,8 @@ def test_tasks_of_many_kinds_are_taken() -> None:
     task = make(lambda shard: a_task(**regression), Shard(), 0)
     assert task.model.training
     assert task.model.state_dict()["1.num_batches_tracked"] == 0  # trying it left no trace
-    as_list = {"model": nn.Linear(4, 1), "loss": lambda o, t: mse_loss(o[:, 0], t.float()), "train_data": pairs, "test_data": pairs}
-    make(lambda shard: a_task(**as_list), Shard(), 0)
+    as_list = {"model": nn.Linear(4, 1), "train_data": pairs, "test_data": pairs}
+    make(lambda shard: a_task(**as_list, loss=lambda o, t: mse_loss(o[:, 0], t.float())), Shard(), 0)
 
 
 def test_the_swarm_starts_from_one_model_or_from_independent_ones() -> None:

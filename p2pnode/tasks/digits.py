@@ -43,6 +43,6 @@ def digits(shard: Shard) -> Task:
         train_data=(images[mine], labels[mine]),
         test_data=(images[TRAIN_SAMPLES:], labels[TRAIN_SAMPLES:]),
         loss=cross_entropy,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.2, momentum=0.9),
         batch_size=32,
     )

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from p2pnode.errors import ConfigError
 from p2pnode.task import Task, place_of
 from p2pnode.tasks.samples import Samples
+from protocols import tensors
 
 TRIED_SAMPLES = 2  # enough for a layer that wants a batch; the cost of a start is not the place for more
 
@@ -36,9 +37,10 @@ def validate(name: str, task: Any) -> Task:
     for field in ("train_data", "test_data"):
         _check_data(name, field, getattr(task, field))
     _try_once(name, task)
-    for key, value in task.model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ConfigError(f"task '{name}': '{key}' of the model isn't finite; make a mask a buffer with persistent=False.")
+    try:
+        tensors.check(tensors.schema_of(task.model), tensors.state_of(task.model))
+    except tensors.ModelError as error:
+        raise ConfigError(f"task '{name}': {error}; make what can't be exchanged a buffer with persistent=False.") from None
     return task
 
 

@@ -1,0 +1,72 @@
+"""Models on disk: saved for good as safetensors, handed over for a moment as blobs.
+
+Owns how a model file is written and read. It must never leave half a file under a name that somebody reads, nor load what
+could run code: safetensors and plain buffers only, no pickle.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from p2pnode.errors import ConfigError
+
+
+def save_model(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write `model` as safetensors: all of it durable at `path`, or nothing changed. Raises ConfigError."""
+    state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}  # clones: weights may be tied
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"the model can't be written to {path}: {error}; give a path that can be written.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resume_model(model: nn.Module, path: Path, task: str) -> int:
+    """Load what `save_model` wrote into `model`; the local steps its metadata tells of, else 0. Raises ConfigError."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118 - not a mapping
+        return int(metadata.get("steps", 0))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"the saved model {path} can't be read: {error}; move it away to start anew.") from None
+    except (RuntimeError, ValueError):
+        raise ConfigError(
+            f"the saved model {path} isn't of task '{task}'; run its own task or move it away to start anew."
+        ) from None
+
+
+def write_blob(path: Path, data: bytes) -> None:
+    """Put a blob under its name at once. Not synced: it need only outlive this process, not the machine."""
+    temporary = path.with_name(".trainer.tmp")  # one writer a folder; what a killed one left is overwritten
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def map_blob(path: Path) -> memoryview:
+    """A blob's bytes, read as they are needed; a private mapping, so nothing done to them reaches the file.
+
+    Raises OSError when there is none, ValueError when it is empty.
+    """
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or a folder's list of names."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
