@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from simulations.errors import ScenarioError
 State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Pairs = tuple[Tensor, Tensor]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 OUTPUT_VALUES_MAX = 1 << 24  # activations of one evaluation call: 64 MiB in float32
 
@@ -54,9 +56,8 @@ class Fleet:
         self._momentum = {n: torch.zeros_like(self.state[n]) for n, step in self._steps.items() if step.momentum}
         self._inputs, self._targets, self._first = _together(data)
         self._orders: list[Iterator[Any]] = [
-            shuffled(len(pairs[0]), task.batch_size, rng) for task, pairs, rng in zip(tasks, data, orders, strict=True)
+            batches(len(pairs[0]), task.batch_size, rng) for task, pairs, rng in zip(tasks, data, orders, strict=True)
         ]
-        self._batch = [min(task.batch_size, len(pairs[0])) for task, pairs in zip(tasks, data, strict=True)]
         self._waiting: dict[int, int] = {}  # row → steps
         self._done: dict[int, float] = {}  # row → mean loss, NaN when it diverged
 
@@ -70,11 +71,11 @@ class Fleet:
     def trained(self, row: int) -> float:
         """The training asked for is due: the mean loss of its steps; NaN when it is no longer finite."""
         if row not in self._done:
-            groups: dict[tuple[int, int], list[int]] = {}
+            groups: dict[int, list[int]] = {}
             for waiting, steps in sorted(self._waiting.items()):
-                groups.setdefault((steps, self._batch[waiting]), []).append(waiting)
+                groups.setdefault(steps, []).append(waiting)
             self._waiting.clear()
-            for (steps, _), rows in groups.items():
+            for steps, rows in groups.items():
                 self._done.update(zip(rows, self._train(rows, steps), strict=True))
         return self._done.pop(row)
 
@@ -92,9 +93,9 @@ class Fleet:
         momentum = self._momentum if whole else {name: value[at] for name, value in self._momentum.items()}
         trainable = {name: state[name] for name in self._steps}
         rest = {name: value for name, value in state.items() if name not in trainable}
-        batches = np.stack([np.stack([next(self._orders[row]) for _ in range(steps)]) + self._first[row] for row in rows], 1)
+        drawn = np.stack([np.stack([next(self._orders[row]) for _ in range(steps)]) + self._first[row] for row in rows], 1)
         total = torch.zeros(len(rows))
-        for samples in torch.from_numpy(batches):
+        for samples in torch.from_numpy(drawn):
             gradients, losses = self._gradients(trainable, rest, self._inputs[samples], self._targets[samples])
             total += losses.float()
             self._step(trainable, gradients, momentum)
@@ -113,7 +114,7 @@ class Fleet:
             return self._loss(functional_call(self._model, (mine, others), (x,)), y)
 
         batched = vmap(grad_and_value(loss), randomness="different")
-        return batched(trainable, rest, inputs, targets)  # type: ignore[no-any-return]
+        return batched(trainable, rest, inputs, targets)
 
     def _step(self, parameters: State, gradients: State, momentum: State) -> None:
         """One step of torch.optim.SGD, in place. `gradients` are used up."""
@@ -169,6 +170,19 @@ class Fleet:
         return max((value.shape[1] for value in self.state.values() if value.dim() > 1), default=1)
 
 
+def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[Indices]:
+    """Indices of batches for ever, each of exactly `size`: epochs in fresh random order, as the daemon's.
+
+    A shard smaller than a batch is gone through again and again within it (the daemon's batches are smaller then), since batches
+    of one size are what lets models train together.
+    """
+    if count >= size:
+        yield from shuffled(count, size, rng)
+    while True:
+        rounds = -(-size // count)
+        yield np.concatenate([rng.permutation(count) for _ in range(rounds)])[:size]
+
+
 def _together(data: Sequence[Pairs]) -> tuple[Tensor, Tensor, list[int]]:
     """All rows' samples in one pair of tensors, each distinct shard once, and where each row's begin."""
     places: dict[int, int] = {}
@@ -190,7 +204,7 @@ def _steps_of(task: Task) -> dict[str, _Step]:
     optimizer = task.optimizer([p for p in task.model.parameters() if p.requires_grad])
     if type(optimizer) is not torch.optim.SGD:
         raise ScenarioError(
-            f"the simulator trains with SGD only, and the task uses {type(optimizer).__name__}; set lr (and momentum, weight_decay)."
+            f"the simulator trains with SGD only, the task uses {type(optimizer).__name__}; set lr (and momentum, weight_decay)."
         )
     steps: dict[str, _Step] = {}
     for group in optimizer.param_groups:
@@ -205,7 +219,7 @@ def multilayer_perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> n
     """Linear layers with ReLU between, Xavier-uniform weights and zero biases, as in the variance paper's experiments."""
     widths = [inputs, *hidden, outputs]
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)

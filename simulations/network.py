@@ -137,7 +137,8 @@ class Network:
         fail = partial(self._fail, source, peer, addresses)
         if not target.alive:
             silent = target.index in self._vanished
-            self._world.at(now + (self._dial_timeout_s if silent else latency), partial(fail, "timed out" if silent else "refused"))
+            wait, reason = (self._dial_timeout_s, "timed out") if silent else (latency, "refused")
+            self._world.at(now + wait, partial(fail, reason))
             return
         link = self._links[source.index].get(target.index)
         if link is not None:

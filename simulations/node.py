@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from random import Random
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 from protocols.core import Core
@@ -78,16 +76,10 @@ class Surroundings:
     fsync_s: float
 
 
-class Pace(Protocol):
-    """How long a training of so many steps takes on this machine."""
-
-    def __call__(self, steps: int) -> float: ...
-
-
 class Node:
-    """A participant. `row`: of its model in the fleet, and its number; it is dialled by it too."""
+    """A participant. `index`: its number, also of its row in the fleet. `pace`: seconds that so many local steps take."""
 
-    def __init__(self, index: int, peer: PeerId, around: Surroundings, pace: Pace) -> None:
+    def __init__(self, index: int, peer: PeerId, around: Surroundings, pace: Callable[[int], float]) -> None:
         self.index, self.peer, self.alive = index, peer, True
         self.born = around.world.now
         self.reports: dict[Kind, int] = {}
@@ -219,8 +211,10 @@ class Node:
     def _check_tables(self) -> None:
         limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
         check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max)
-        held = limits.own_models_kept + 1 + limits.models_ready_max + self._around.merge_inputs_max
-        check(now, self.index, "blobs", len(self._blobs), held + 1)  # one more: the model just trained, before its predecessor goes
+        held = limits.own_models_kept + limits.models_ready_max + self._around.merge_inputs_max
+        check(
+            now, self.index, "blobs", len(self._blobs), held + 2
+        )  # the present model, and the next one
 
     def _violated(self, rule: str, text: str) -> None:
         self._around.checks.violated(self._around.world.now, self.index, rule, text)

@@ -51,7 +51,7 @@ def components(nodes: list[int], links: list[tuple[int, int]]) -> int:
     """How many parts apart the graph of `nodes` and `links` has."""
     import networkx as nx
 
-    graph = nx.Graph()
+    graph: Any = nx.Graph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from(links)
     return int(nx.number_connected_components(graph))
