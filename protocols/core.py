@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from protocols.dialling import Target
 from protocols.effects import Effect, Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.events import DialFailed, Event, Frame, Join, Leave, Merged, PeerDown, PeerUp, Stored, Tick, Trained
@@ -152,7 +151,7 @@ class Core:
         """Take note of `event` at `now` (seconds, never going back) and say what to do."""
         turn = Turn(now)
         if isinstance(event, Tick):
-            self._members.liveness.ticked(now - self._deadline)
+            self._members.liveness.ticked(now - self._deadline, now)
         self._dispatch(event, turn)
         self._deadline = self._next_deadline()
         if now >= self._deadline:
@@ -168,8 +167,8 @@ class Core:
                 self._on_up(new_link(peer, address, dialled, turn.now, self._limits), turn)
             case PeerDown(peer, _):
                 self._on_down(peer, turn)
-            case DialFailed(peer, addresses, _):
-                self._on_dial_failed(peer, addresses, turn)
+            case DialFailed(peer, _, _) if peer is not None:
+                self._on_dial_failed(peer, turn)
             case Trained() | Merged() | Stored() if self._leaving:
                 pass  # nobody is listening any more
             case Trained():
@@ -183,7 +182,7 @@ class Core:
                 self._members.join(addresses)
             case Leave():
                 self._leave(turn)
-            case Tick():
+            case Tick() | DialFailed():
                 pass
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -203,6 +202,8 @@ class Core:
         for link in list(self._links.values()):
             if self._idle(link) and turn.now >= link.since + self._limits.hello_s_max:
                 self._hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
+                if link.dialled:
+                    self._members.dial_failed(link.peer, turn.now)
         self._members.tick(turn)
         self._transfers.tick(turn)
         self._gossip.sources_changed(None, turn)
@@ -216,15 +217,22 @@ class Core:
 
     def _on_up(self, link: Link, turn: Turn) -> None:
         assert link.peer not in self._links, "the driver reports one link a peer at a time"
-        self._links[link.peer] = link
         if self._leaving:
-            self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+            self._turn_away(link, Goodbye.LEAVING, "this node is leaving", turn)
         elif self._scores.graylisted(link.peer, turn.now):
-            self._hang_up(link, Goodbye.FAULT, "too many faults lately", turn)
-        elif len(self._links) > self._limits.links_max:
-            self._hang_up(link, Goodbye.VIEW_FULL, "too many links", turn)
+            self._turn_away(link, Goodbye.FAULT, "too many faults lately", turn)
+        elif not self._members.welcome(link):
+            self._turn_away(link, Goodbye.VIEW_FULL, "too many links", turn)
         else:
+            self._links[link.peer] = link
+            self._members.dialler.answered(link.peer)
             turn.send(link.peer, Hello(self._swarm, self._settings.schema, self._members.addresses))
+
+    def _turn_away(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
+        """Close a link that has just come up, and keep nothing of it."""
+        self._members.turned_away(link, turn.now)
+        turn.send(link.peer, Bye(reason, text))
+        turn.add(Hangup(link.peer, text))
 
     def _on_down(self, peer: PeerId, turn: Turn) -> None:
         link = self._links.pop(peer, None)
@@ -233,12 +241,11 @@ class Core:
             self._transfers.peer_lost(peer, turn)
             self._gossip.sources_changed(peer, turn)
 
-    def _on_dial_failed(self, peer: PeerId | None, addresses: tuple[str, ...], turn: Turn) -> None:
-        target: Target = addresses[0] if peer is None else peer
-        if peer is not None and peer in self._links:
+    def _on_dial_failed(self, peer: PeerId, turn: Turn) -> None:
+        if peer in self._links:
             self._members.dialler.answered(peer)  # they were faster than we: there is a link
         else:
-            self._members.dial_failed(target, turn.now)
+            self._members.dial_failed(peer, turn.now)
 
     def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
         self._members.parting(link, text, turn)
@@ -247,9 +254,8 @@ class Core:
 
     def _leave(self, turn: Turn) -> None:
         self._leaving = True
-        for link in list(self._links.values()):
-            if link.state is not State.CLOSING:
-                self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+        for link in [link for link in self._links.values() if link.state is not State.CLOSING]:
+            self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -331,7 +337,6 @@ class Core:
         turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused by swarm '{name}': {why}")
         link.refusal_told = True
         self._members.give_up(link.peer, turn.now, refused=True)
-        self._members.dialler.refused(link.address, turn.now)
         text = "you belong to another swarm" if reason is Goodbye.OTHER_SWARM else "your model has another schema"
         self._hang_up(link, reason, text, turn)
 

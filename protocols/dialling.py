@@ -1,8 +1,7 @@
 """When to try whom again: dials in flight, backoff after failures, refusals.
 
-A target is a peer id, or the text of an address whose peer isn't known yet. Every failure doubles the wait, with jitter, up
-to `redial_s_max`; nothing is ever given up for good. The table is bounded; the entry that is due first is forgotten first, which
-at worst means one dial too early.
+Every failure doubles the wait, with jitter, up to `redial_s_max`; nothing is ever given up for good. The table is bounded; the
+entry that is due first is forgotten first, which at worst means one dial too early.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from protocols.limits import Limits
 from protocols.messages import Contact
 from protocols.randomness import Randomness
 from protocols.turn import Turn
-
-Target = PeerId | str
 
 _PEER_PART = "/p2p/"
 
@@ -45,8 +42,8 @@ class Dialler:
 
     def __init__(self, limits: Limits, randomness: Randomness) -> None:
         self._limits, self._randomness = limits, randomness
-        self._in_flight: dict[Target, None] = {}
-        self._waits: dict[Target, _Wait] = {}
+        self._in_flight: dict[PeerId, None] = {}
+        self._waits: dict[PeerId, _Wait] = {}
 
     @property
     def in_flight(self) -> int:
@@ -58,59 +55,48 @@ class Dialler:
         """Dials that may be started at once."""
         return self._limits.dials_max - len(self._in_flight)
 
-    def failures(self, target: Target) -> int:
+    def failures(self, target: PeerId) -> int:
         """How often `target` has failed in a row."""
         wait = self._waits.get(target)
         return wait.failures if wait else 0
 
-    def ready(self, target: Target, now: float) -> bool:
+    def ready(self, target: PeerId, now: float) -> bool:
         """Whether `target` may be dialled now."""
         return self.free > 0 and self.next_at(target) <= now
 
-    def next_at(self, target: Target) -> float:
+    def next_at(self, target: PeerId) -> float:
         """When `target` may be dialled at the earliest (0: at once); infinite while it is being dialled."""
         if target in self._in_flight:
             return float("inf")
         wait = self._waits.get(target)
         return wait.until if wait else 0.0
 
-    def dial(self, target: Target, contact: Contact | None, turn: Turn) -> None:
-        """Ask for a link to `target`; call only when `ready`."""
-        self._in_flight[target] = None
-        if contact is None:
-            assert isinstance(target, str)
-            turn.add(Dial(None, (target,)))
-        else:
-            turn.add(Dial(contact.peer, contact.addresses))
+    def dial(self, contact: Contact, turn: Turn) -> None:
+        """Ask for a link to `contact`; call only when `ready`."""
+        self._in_flight[contact.peer] = None
+        turn.add(Dial(contact.peer, contact.addresses))
 
-    def dialling(self, target: Target) -> bool:
-        """Whether a dial to `target` is in flight."""
-        return target in self._in_flight
+    def answered(self, target: PeerId) -> None:
+        """There is a link to `target`, whoever dialled it. Backoff stays until `succeeded`."""
+        self._in_flight.pop(target, None)
 
-    def answered(self, target: Target) -> bool:
-        """The dial came through; True when it was ours. Backoff stays until `succeeded`."""
-        if target not in self._in_flight:
-            return False
-        del self._in_flight[target]
-        return True
-
-    def succeeded(self, target: Target) -> None:
+    def succeeded(self, target: PeerId) -> None:
         """`target` turned out well: forget its failures."""
         self._waits.pop(target, None)
 
-    def failed(self, target: Target, now: float) -> None:
+    def failed(self, target: PeerId, now: float) -> None:
         """`target` didn't answer, or wouldn't have us: wait longer each time."""
         self._in_flight.pop(target, None)
         failures = self.failures(target)
         wait_s = min(self._limits.redial_s_max, self._limits.redial_s_min * 2**failures)
         self._wait(target, _Wait(min(failures + 1, 32), now + wait_s * self._randomness.uniform(0.5, 1.0)))
 
-    def refused(self, target: Target, now: float) -> None:
+    def refused(self, target: PeerId, now: float) -> None:
         """`target` is of no use to us (another swarm or schema): leave it alone for long."""
         self._in_flight.pop(target, None)
         self._wait(target, _Wait(1, now + self._limits.refused_s))
 
-    def _wait(self, target: Target, wait: _Wait) -> None:
+    def _wait(self, target: PeerId, wait: _Wait) -> None:
         self._waits[target] = wait
         if len(self._waits) > self._limits.contacts_known_max:
-            del self._waits[min(self._waits, key=lambda t: (self._waits[t].until, str(t)))]
+            del self._waits[min(self._waits, key=lambda t: (self._waits[t].until, t))]

@@ -26,7 +26,10 @@ class Limits:
     walk_hops_passive: int = 3  # where it is kept for later; paper: PRWL
     shuffle_active_max: int = 3  # contacts from each view in a shuffle; paper: ka, kp
     shuffle_passive_max: int = 4
+    walks_per_s_max: float = 20.0  # introductions passed on, in all: strangers must not make us flood our friends (guess)
+    walks_burst_max: float = 100.0  # a fifth of what a friend takes at once
     shuffle_s: float = 10.0  # paper leaves it open; a few hundred bytes each time
+    shuffle_gap_s: float = 2.5  # a peer's next shuffle is not looked at sooner: one of 6 bytes may ask for 8 KiB (guess)
     probe_s: float = 5.0  # a link silent for so long is asked for a sign of life (memberlist LAN: 1 s, WAN: 5 s)
     probe_timeout_s: float = 5.0  # and has so long to give it, times our own health score (memberlist WAN: 3 s)
     probe_retries_max: int = 2  # unanswered probes in a row until a peer counts as dead (guess)
@@ -35,7 +38,7 @@ class Limits:
     hello_s_max: float = 10.0  # a link that hasn't said who it is by then is closed (libp2p DoS guide: one deadline per phase)
     frames_per_s_max: float = 100.0  # control frames from one link; honest ones send a few
     frames_burst_max: float = 500.0  # what may come at once, after a quiet time
-    links_max: int = 32  # links up at once, members or not: a bound on state per peer
+    links_max: int = 32  # links up at once, members or not: a bound on state per peer; the last few only for those we dial
     dials_max: int = 4  # dials in flight (guess)
     redial_s_min: float = 1.0  # backoff for an address that failed, doubled each time, with jitter
     redial_s_max: float = 60.0  # a node that starts alone asks its bootstraps at least this often

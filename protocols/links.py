@@ -26,6 +26,25 @@ class State(Enum):
 
 
 @dataclass(slots=True)
+class Budget:
+    """A token bucket: `per_s` things a second, and `burst` at once after a quiet time. `at`: seconds of the driver's clock."""
+
+    per_s: float
+    burst: float
+    left: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        """Spend one. False when there is none left."""
+        self.left = min(self.burst, self.left + (now - self.at) * self.per_s)
+        self.at = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+@dataclass(slots=True)
 class Link:
     """One link. Times are seconds of the driver's clock."""
 
@@ -34,14 +53,15 @@ class Link:
     dialled: bool
     since: float
     heard: float  # when the last frame arrived
-    budget: float  # control frames that may arrive at once
+    budget: Budget  # control frames that may arrive; chunks come because we asked, and count elsewhere
     state: State = State.GREETING
     addresses: tuple[str, ...] = ()
     probe: int | None = None  # token of the ping that waits for an answer
     probe_sent: float = 0.0
     probes_lost: int = 0
     round_trip_s: float | None = None
-    shuffle_asked: bool = False
+    shuffles_asked: int = 0  # of ours that wait for their answers
+    shuffled: float = float("-inf")  # when we last took one of theirs
     neighbour_asked: bool = False
     introduced: bool = False  # we have told others of this newcomer
     offered: int = 0  # sequence number of our newest offer that this peer has been sent
@@ -56,13 +76,12 @@ class Link:
 
     def charge(self, now: float, limits: Limits) -> None:
         """Note that a control frame arrived. Raises RemoteError when the peer talks faster than it may."""
-        self.budget = min(limits.frames_burst_max, self.budget + (now - self.heard) * limits.frames_per_s_max) - 1
         self.heard = now
-        if self.budget < 0:
-            self.budget = 0
+        if not self.budget.take(now):
             raise RemoteError(f"more than {limits.frames_per_s_max:g} frames a second", PENALTY_FLOOD)
 
 
 def new_link(peer: PeerId, address: str, dialled: bool, now: float, limits: Limits) -> Link:
     """A link that has just come up."""
-    return Link(peer, address, dialled, since=now, heard=now, budget=limits.frames_burst_max)
+    budget = Budget(limits.frames_per_s_max, limits.frames_burst_max, limits.frames_burst_max, now)
+    return Link(peer, address, dialled, since=now, heard=now, budget=budget)

@@ -3,7 +3,7 @@
 A link that was silent for `probe_s` is pinged; any frame counts as a sign of life, not only the pong. After
 `probe_retries_max` pings without one the peer counts as dead. All these times are stretched by our own health score: a timer
 of ours that fires late, or a probe that fails, says that perhaps *we* are slow (a node that trains hard is); a probe that
-succeeds says we are not.
+succeeds, or a while in which neither happens, says we are not.
 
 Source: SWIM; Lifeguard (Dadgar, Phillips, Currey 2018) §IV.A "Local Health Aware Probe".
 """
@@ -20,11 +20,12 @@ from protocols.turn import Turn
 class Liveness:
     """Probes active links and keeps our own health score."""
 
-    __slots__ = ("_limits", "_randomness", "health")
+    __slots__ = ("_limits", "_randomness", "_since", "health")
 
     def __init__(self, limits: Limits, randomness: Randomness) -> None:
         self._limits, self._randomness = limits, randomness
         self.health = 0  # 0: well; health_score_max: we are very slow
+        self._since = 0.0  # when it last changed
 
     @property
     def stretch(self) -> float:
@@ -44,7 +45,7 @@ class Liveness:
         if turn.now < self.due(link):
             return True
         if link.probe is not None:
-            self._worse()
+            self._worse(turn.now)
             link.probes_lost += 1
             if link.probes_lost >= self._limits.probe_retries_max:
                 return False
@@ -59,10 +60,16 @@ class Liveness:
             link.probe, link.probes_lost = None, 0
             self.health = max(0, self.health - 1)
 
-    def ticked(self, late_s: float) -> None:
+    def ticked(self, late_s: float, now: float) -> None:
         """A timer of ours fired `late_s` seconds after its time."""
         if late_s > self._limits.late_tick_s:
-            self._worse()
+            self._worse(now)
 
-    def _worse(self) -> None:
-        self.health = min(self._limits.health_score_max, self.health + 1)
+    def recover(self, now: float) -> None:
+        """A while without trouble says that we are well: where peers talk all the time, nobody needs a probe to say it."""
+        better = int((now - self._since) / self._limits.probe_s)
+        if better > 0:
+            self.health, self._since = max(0, self.health - better), now
+
+    def _worse(self, now: float) -> None:
+        self.health, self._since = min(self._limits.health_score_max, self.health + 1), now

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from protocols.dialling import Dialler, Target, contact_of
+from protocols.dialling import Dialler, contact_of
 from protocols.effects import Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.identity import PeerId, peer_text
 from protocols.limits import Limits
-from protocols.links import Link, State
+from protocols.links import Budget, Link, State
 from protocols.liveness import Liveness
 from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Neighbour, NeighbourReply, Shuffle
 from protocols.randomness import Randomness
@@ -50,7 +50,8 @@ class Membership:
         self.active: dict[PeerId, Link] = {}
         self.passive: dict[PeerId, Contact] = {}
         self._fixed = None if fixed is None else {c.peer: c for c in fixed if c.peer != me}
-        self._seeds: dict[Target, Contact | None] = {}
+        self._seeds: dict[PeerId, Contact] = {}
+        self._walks = Budget(limits.walks_per_s_max, limits.walks_burst_max, limits.walks_burst_max, now)
         for contact in contacts:
             self._keep(contact)
         self._next_shuffle = now + limits.shuffle_s * randomness.uniform(0.2, 1.0)
@@ -58,23 +59,40 @@ class Membership:
     # --- what the core tells ------------------------------------------------------------------------------------------
 
     def join(self, addresses: Sequence[str]) -> None:
-        """Addresses of possible members, from a person or from discovery. Kept as seeds."""
+        """Addresses of possible members, from a person or from discovery. Those that name a peer are kept as seeds."""
         for address in addresses:
             contact = contact_of(address)
-            target: Target = contact.peer if contact else address
-            if target != self._me and len(self._seeds) < self._limits.contacts_known_max:
-                self._seeds[target] = contact
+            if contact is None or contact.peer == self._me:
+                continue
+            known = self._seeds.get(contact.peer)
+            if known is not None:
+                older = tuple(a for a in known.addresses if a != address)
+                self._seeds[contact.peer] = Contact(contact.peer, (address, *older)[: self._limits.addresses_max])
+            elif len(self._seeds) < self._limits.contacts_known_max:
+                self._seeds[contact.peer] = contact
+
+    def welcome(self, link: Link) -> bool:
+        """Whether there is room for a new link. The last places are for links we dial: strangers must not shut us in."""
+        if self._fixed is not None and link.peer in self._fixed:
+            return True
+        reserved = 0 if link.dialled else self._limits.active_view_min
+        return len(self._links) < self._limits.links_max - reserved
+
+    def turned_away(self, link: Link, now: float) -> None:
+        """We don't want the link that has just come up."""
+        if link.dialled:
+            self.dialler.failed(link.peer, now)
+        self.dialler.answered(link.peer)
 
     def opened(self, link: Link, turn: Turn) -> None:
         """Both sides of `link` have said hello and belong together."""
         peer = link.peer
-        ours = self.dialler.answered(peer) or self.dialler.answered(link.address) or link.dialled
         if self._fixed is not None:
             if peer in self._fixed:
                 self._activate(link, turn)
             else:
                 self._close(link, Goodbye.VIEW_FULL, "this node has a fixed set of neighbours", turn)
-        elif ours and peer not in self.active:
+        elif link.dialled:
             link.neighbour_asked = True
             turn.send(
                 peer,
@@ -84,8 +102,6 @@ class Membership:
     def closed(self, link: Link, turn: Turn) -> None:
         """The link to a peer is gone."""
         peer = link.peer
-        if self.dialler.dialling(link.address):
-            self.dialler.failed(link.address, turn.now)
         if link.state is State.CLOSING:
             return
         if peer in self.active:
@@ -100,9 +116,9 @@ class Membership:
         if self.active.pop(link.peer, None) is not None:
             turn.report(Kind.LEFT, link.peer, why)
 
-    def dial_failed(self, target: Target, now: float) -> None:
-        """Nobody answered at `target`. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
-        self.dialler.failed(target, now)
+    def dial_failed(self, peer: PeerId, now: float) -> None:
+        """`peer` didn't answer. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
+        self.dialler.failed(peer, now)
 
     def give_up(self, peer: PeerId, now: float, *, refused: bool) -> None:
         """`peer` is of no use to us: not in our swarm (`refused`) or graylisted."""
@@ -125,7 +141,7 @@ class Membership:
         if accepted and ask.newcomer and not link.introduced:
             link.introduced = True
             for peer in self.active:
-                if peer != link.peer:
+                if peer != link.peer and self._walks.take(turn.now):
                     turn.send(peer, ForwardJoin(link.contact, self._limits.walk_hops_active))
 
     def on_neighbour_reply(self, link: Link, reply: NeighbourReply, turn: Turn) -> None:
@@ -149,23 +165,26 @@ class Membership:
         hops = min(walk.hops, self._limits.walk_hops_active)
         onward = [p for p in self.active if p not in (link.peer, newcomer.peer)]
         if hops == self._limits.walk_hops_passive or not onward or hops == 0:
-            self._keep(newcomer)
+            self._hear_of(newcomer)
         if hops == 0 or not onward or len(self.active) < self._limits.active_view_min:
             self._seek(newcomer, turn)
-        if hops > 0 and onward:
+        if hops > 0 and onward and self._walks.take(turn.now):
             turn.send(self._randomness.choice(onward), ForwardJoin(newcomer, hops - 1))
 
     def on_shuffle(self, link: Link, shuffle: Shuffle, turn: Turn) -> None:
         """Contacts for contacts."""
         if shuffle.reply:
-            if not link.shuffle_asked:
+            if not link.shuffles_asked:
                 raise RemoteError("shuffle reply that nobody asked for", PENALTY_UNASKED)
-            link.shuffle_asked = False
+            link.shuffles_asked -= 1
+        elif turn.now < link.shuffled + self._limits.shuffle_gap_s:
+            return
         else:
+            link.shuffled = turn.now
             turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=True))
         if self._fixed is None:
             for contact in shuffle.contacts:
-                self._keep(contact)
+                self._hear_of(contact)
 
     def on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
         """A peer closes its link to us, with a reason."""
@@ -173,7 +192,6 @@ class Membership:
         match bye.reason:
             case Goodbye.OTHER_SWARM | Goodbye.OTHER_SCHEMA:
                 self.give_up(link.peer, turn.now, refused=True)
-                self.dialler.refused(link.address, turn.now)
             case Goodbye.LEAVING:
                 self.passive.pop(link.peer, None)
                 self.dialler.failed(link.peer, turn.now)
@@ -185,6 +203,7 @@ class Membership:
 
     def tick(self, turn: Turn) -> None:
         """Whatever is due: probes, a shuffle, new neighbours."""
+        self.liveness.recover(turn.now)
         for link in list(self.active.values()):
             if not self.liveness.check(link, turn):
                 self._drop(link, "no sign of life", Goodbye.IDLE, turn)
@@ -211,7 +230,6 @@ class Membership:
         self.active[link.peer] = link
         self.passive.pop(link.peer, None)
         self.dialler.succeeded(link.peer)
-        self.dialler.succeeded(link.address)
         turn.report(Kind.JOINED, link.peer, "active peer")
 
     def _drop(self, link: Link, why: str, reason: Goodbye, turn: Turn) -> None:
@@ -235,6 +253,11 @@ class Membership:
             del self.passive[self._randomness.choice([p for p in self.passive if self.dialler.failures(p) == worst])]
         self.passive[contact.peer] = contact
 
+    def _hear_of(self, contact: Contact) -> None:
+        """Keep what another says of a peer, unless we know an address that hasn't failed: hearsay must not replace it."""
+        if contact.peer not in self.passive or self.dialler.failures(contact.peer):
+            self._keep(contact)
+
     def _some_contacts(self, to: PeerId) -> tuple[Contact, ...]:
         """Ourselves, some of our active and some of our passive view."""
         active = [link.contact for peer, link in self.active.items() if peer != to and link.addresses]
@@ -247,31 +270,26 @@ class Membership:
     def _shuffle(self, turn: Turn) -> None:
         if self.active and self._fixed is None:
             link = self.active[self._randomness.choice(list(self.active))]
-            link.shuffle_asked = True
+            link.shuffles_asked += 1
             turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
 
-    def _wanted(self) -> list[Target]:
+    def _wanted(self) -> list[PeerId]:
         """Whom we'd like to dial, were it time: in a fixed topology the missing neighbours, else contacts for empty places."""
         if self._fixed is not None:
             return [p for p in self._fixed if p not in self._links and self._me < p]
         if len(self.active) >= self._limits.active_view_max:
             return []
-        wanted: list[Target] = [p for p in self.passive if p not in self._links]
+        wanted = [p for p in self.passive if p not in self._links]
         if len(self.active) < self._limits.active_view_min:
-            wanted.extend(t for t in self._seeds if t not in self.passive and not self._linked(t))
+            wanted.extend(p for p in self._seeds if p not in self.passive and p not in self._links)
         return wanted
-
-    def _linked(self, target: Target) -> bool:
-        if isinstance(target, bytes):
-            return target in self._links
-        return any(link.address.startswith(target) for link in self._links.values())
 
     def _room(self) -> int:
         """How many more dials may be started now."""
         free = self.dialler.free
         if self._fixed is not None:
             return free
-        asked = sum(1 for link in self._links.values() if link.neighbour_asked)
+        asked = sum(1 for link in self._links.values() if link.neighbour_asked or (link.dialled and link.state is State.GREETING))
         return min(free, self._limits.active_view_max - len(self.active) - asked - self.dialler.in_flight)
 
     def _fill(self, turn: Turn) -> None:
@@ -279,11 +297,9 @@ class Membership:
         wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now)]
         self._randomness.shuffle(wanted)
         for target in wanted[: max(0, self._room())]:
-            self.dialler.dial(target, self._contact(target), turn)
+            self.dialler.dial(self._contact(target), turn)
 
-    def _contact(self, target: Target) -> Contact | None:
-        if isinstance(target, str):
-            return None
+    def _contact(self, target: PeerId) -> Contact:
         if self._fixed is not None:
             return self._fixed[target]
         return self.passive.get(target) or self._seeds[target]
@@ -292,9 +308,9 @@ class Membership:
         """Make a newcomer our neighbour, if we have room."""
         if contact.peer in self._links or len(self.active) >= self._limits.active_view_max:
             return
-        self._keep(contact)
+        self._hear_of(contact)
         if self.dialler.ready(contact.peer, turn.now) and contact.addresses:
-            self.dialler.dial(contact.peer, contact, turn)
+            self.dialler.dial(self.passive.get(contact.peer, contact), turn)
 
     def __repr__(self) -> str:
         return f"Membership({peer_text(self._me)[-6:]}, active={len(self.active)}, passive={len(self.passive)})"
