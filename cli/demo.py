@@ -135,7 +135,7 @@ async def _run(plan: Plan, screen: Screen, keep: Path | None) -> tuple[dict[str,
 
 
 def _obey_signals(learning: asyncio.Task[None], team: Sequence[DemoNode], screen: Screen) -> None:
-    """SIGINT and SIGTERM stop the nodes in order; a second one kills them, for somebody who can't wait."""
+    """Ctrl-C, SIGTERM or a closed terminal stop the nodes in order; a second one kills them, for somebody who can't wait."""
 
     def interrupt() -> None:
         if learning.done() or learning.cancelling():
@@ -144,7 +144,7 @@ def _obey_signals(learning: asyncio.Task[None], team: Sequence[DemoNode], screen
             screen.talk("stopping the nodes")
             learning.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
 
 

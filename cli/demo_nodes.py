@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pnode.config import Config, commented_toml
+from p2pnode.config import ENV_PREFIX, Config, commented_toml
 from p2pnode.control import ControlError, NotRunning, ask_async
 from p2pnode.errors import ConfigError
 
 START_S_MAX = 60.0  # for a daemon to say its address; importing libp2p takes seconds on a small board
 STOP_S_MAX = 4.0  # for a daemon to save and leave before it is killed; all of it stays under five seconds
+ENV_KEPT = frozenset({"P2PNODE_DATA", "P2PNODE_DEBUG"})
 ASK_S_MAX = 2.0  # for a status; a daemon that is busy longer is asked again next time
 LOG_LINES_SHOWN = 12  # of a daemon that broke
 
@@ -111,7 +112,7 @@ def _environment() -> dict[str, str]:
 
     PYTHONSAFEPATH: the folder in which somebody types `p2pnode demo` may hold a `cli` of its own.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PNODE_") or name == "P2PNODE_DATA"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX) or name in ENV_KEPT}
     return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"}
 
 

@@ -99,7 +99,7 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
 
 
 def stop(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Stop the node cleanly, its model saved, and wait until it is gone."""
+    """Stop the node, its model saved, and wait until it is gone."""
     screen, folder = Screen(as_json), data_folder(data_dir, config)
     ask(folder, {"do": "stop"})
     if not _released(folder / LOCK_FILE, STOP_S_MAX):
@@ -129,7 +129,10 @@ def export(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the model as safetensors: as it is now, or as it was saved last when no daemon runs."""
+    """Write the model as safetensors.
+
+    As it is now, or as it was saved last when no daemon runs.
+    """
     screen, folder, path = Screen(as_json), data_folder(data_dir, config), out.expanduser().absolute()
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(f"can't write {path}; give the path of a file in a folder you may write to")

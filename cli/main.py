@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
@@ -55,19 +56,14 @@ for verbs in (demo, run, inspect, simulate):
 def main() -> NoReturn:
     """Console-script entry. Always ends in `sys.exit` with an `ExitStatus`."""
     try:
-        app(prog_name="p2pnode")
-        status = ExitStatus.OK
-    except SystemExit as ended:
-        raise ended from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (`| head`): nothing more to say
-        status = ExitStatus.OK
+        app(prog_name="p2pnode")  # ends in SystemExit itself, unless a verb raises
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("P2PNODE_DEBUG") == "1":
-            raise
+            traceback.print_exception(error)
         status, sentence = explain(error)
         print(f"p2pnode: {sentence}", file=sys.stderr)
-    sys.exit(status)
+        sys.exit(status)
+    sys.exit(ExitStatus.OK)
 
 
 def explain(error: BaseException) -> tuple[ExitStatus, str]:
@@ -87,4 +83,4 @@ def explain(error: BaseException) -> tuple[ExitStatus, str]:
             return ExitStatus.FAILED, str(error)
         case OSError():
             return ExitStatus.FAILED, f"{error}; P2PNODE_DEBUG=1 shows where"
-    return ExitStatus.FAILED, f"unexpected {type(error).__name__}: {error}; please report it with P2PNODE_DEBUG=1's output"
+    return ExitStatus.FAILED, f"unexpected {type(error).__name__}: {error}; P2PNODE_DEBUG=1 shows where; please report it"

@@ -168,8 +168,9 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, verb: str) -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = p2pnode("run", "--data-dir", tmp_path, "--set", "swrm=x", P2PNODE_DEBUG="1")
-    assert done.returncode != 0
+    assert done.returncode == ExitStatus.BAD_INPUT, "the same as without"
     assert "Traceback" in done.stderr
+    assert "swarm" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", [["status"], ["peers"], ["stop"], ["export", "out.safetensors"]])
