@@ -70,6 +70,8 @@ class CoreSettings:
     def __post_init__(self) -> None:
         if len(self.schema) != SCHEMA_BYTES:
             raise ValueError(f"a schema digest has {SCHEMA_BYTES} bytes")
+        if not 0 <= self.samples <= self.limits.age_max:
+            raise ValueError(f"samples must be between 0 and {self.limits.age_max}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Core:
             case PeerDown(peer, _):
                 self._on_down(peer, turn)
             case DialFailed(peer, _, _) if peer is not None:
-                self._on_dial_failed(peer, turn)
+                self._members.dial_failed(peer, turn.now)
             case Trained() | Merged() | Stored() if self._leaving:
                 pass  # nobody is listening any more
             case Trained():
@@ -202,8 +204,7 @@ class Core:
         for link in list(self._links.values()):
             if self._idle(link) and turn.now >= link.since + self._limits.hello_s_max:
                 self._hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
-                if link.dialled:
-                    self._members.dial_failed(link.peer, turn.now)
+                self._members.turned_away(link, turn.now)
         self._members.tick(turn)
         self._transfers.tick(turn)
         self._gossip.sources_changed(None, turn)
@@ -241,12 +242,6 @@ class Core:
             self._transfers.peer_lost(peer, turn)
             self._gossip.sources_changed(peer, turn)
 
-    def _on_dial_failed(self, peer: PeerId, turn: Turn) -> None:
-        if peer in self._links:
-            self._members.dialler.answered(peer)  # they were faster than we: there is a link
-        else:
-            self._members.dial_failed(peer, turn.now)
-
     def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
         self._members.parting(link, text, turn)
         turn.send(link.peer, Bye(reason, text))
@@ -272,6 +267,7 @@ class Core:
             self._on_message(link, message, turn)
         except RemoteError as fault:
             self._blame(peer, fault, turn)
+            self._gossip.sources_changed(None, turn)
 
     def _on_message(self, link: Link, message: Message, turn: Turn) -> None:
         if isinstance(message, Bye):

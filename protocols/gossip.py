@@ -15,7 +15,7 @@ nor say two things under one sequence number: the number is stored before it is 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -76,7 +76,7 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class _Candidate:
-    """The newest offer of one author, and who has it."""
+    """An offer of one author, who has it, and when we first heard of it (seconds)."""
 
     offer: Offer
     sources: list[PeerId]
@@ -108,11 +108,11 @@ class Gossip:
         self.phase = Phase.RESTING
         self.merges = self.merges_refused = 0
         self._next_round = now
-        self._candidates: dict[PeerId, _Candidate] = {}  # by author
-        self._fetching: dict[Digest, Offer] = {}
-        self._ready: dict[PeerId, Offer] = {}  # by author: fetched, waiting for the next merge
+        self._candidates: dict[PeerId, _Candidate] = {}  # by author: the newest offer
+        self._fetching: dict[Digest, _Candidate] = {}
+        self._ready: dict[PeerId, _Candidate] = {}  # by author: fetched, waiting for the next merge
         self._merging: tuple[Offer, ...] = ()
-        self._heard: dict[PeerId, int] = {}  # author → newest sequence number merged (or found bad)
+        self._heard: dict[PeerId, int] = {}  # author → newest sequence number given to a merge
         self._published: deque[Digest] = deque()
         self._offer: SignedOffer | None = None  # our newest, once its number is stored
         holdings.keep(model.digest)
@@ -129,8 +129,8 @@ class Gossip:
         check_offer(signed, self._scope)
         link.offers += 1
         if signed.pull:
-            self._answer(link, turn)
-        if offer.author != self._identity.peer and offer.sequence > self._heard.get(offer.author, -1):
+            self._say(link, turn, pull=False)
+        if offer.author != self._identity.peer and self._is_news(offer):
             self._consider(link.peer, offer, turn)
             self._pull(turn)
 
@@ -138,8 +138,10 @@ class Gossip:
         """A peer has become active: tell it what we have."""
         self._say(link, turn, pull=False)
 
-    def _answer(self, link: Link, turn: Turn) -> None:
-        self._say(link, turn, pull=False)
+    def _is_news(self, offer: Offer) -> bool:
+        """Whether `offer` is newer than whatever of its author is merged, being merged, or waits for it."""
+        ready = self._ready.get(offer.author)
+        return offer.sequence > max(self._heard.get(offer.author, -1), -1 if ready is None else ready.offer.sequence)
 
     def _say(self, link: Link, turn: Turn, *, pull: bool) -> None:
         """Offer our newest model, unless this peer has been told already."""
@@ -162,14 +164,22 @@ class Gossip:
         self._candidates.pop(offer.author, None)
         self._candidates[offer.author] = _Candidate(offer, [peer], turn.now)
         if len(self._candidates) > self._limits.offers_max:
-            del self._candidates[next(iter(self._candidates))]  # the one that has waited longest
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Forget the oldest offer of whoever told us of most, so that nobody can push the others out."""
+        told = Counter(candidate.sources[0] for candidate in self._candidates.values())
+        greedy = max(told, key=lambda peer: (told[peer], peer))
+        del self._candidates[next(a for a, c in self._candidates.items() if c.sources[0] == greedy)]
 
     # --- pulling ------------------------------------------------------------------------------------------------------
 
     def _pull(self, turn: Turn) -> None:
         """Fetch offered models, of random distinct authors, as long as there is room."""
-        authors = [a for a, c in self._candidates.items() if self._fresh(c, turn.now) and a not in self._ready]
-        busy = {offer.author for offer in self._fetching.values()}
+        for author in [a for a, c in self._candidates.items() if not (self._fresh(c, turn.now) and self._is_news(c.offer))]:
+            del self._candidates[author]
+        authors = [a for a in self._candidates if a not in self._ready]
+        busy = {fetched.offer.author for fetched in self._fetching.values()}
         self._randomness.shuffle(authors)
         for author in authors:
             if len(self._ready) + len(self._fetching) >= self._limits.models_ready_max:
@@ -178,9 +188,7 @@ class Gossip:
                 self._take(self._candidates[author], turn)
 
     def _fresh(self, candidate: _Candidate, now: float) -> bool:
-        return now - candidate.at <= self._limits.offer_age_s_max and candidate.offer.sequence > self._heard.get(
-            candidate.offer.author, -1
-        )
+        return now - candidate.at <= self._limits.offer_age_s_max
 
     def _take(self, candidate: _Candidate, turn: Turn) -> None:
         offer = candidate.offer
@@ -189,16 +197,17 @@ class Gossip:
                 return  # two authors have the very same model: take it when it is here
             del self._candidates[offer.author]
             self._holdings.keep(offer.digest)
-            self._ready[offer.author] = offer
+            self._ready[offer.author] = candidate
         elif self._transfers.room_for(offer.size):
             del self._candidates[offer.author]
-            self._fetching[offer.digest] = offer
-            self._transfers.fetch(offer.digest, offer.size, candidate.sources, turn)
+            self._fetching[offer.digest] = candidate
+            until = candidate.at + self._limits.offer_age_s_max
+            self._transfers.fetch(offer.digest, offer.size, candidate.sources, until, turn)
 
     def on_fetched(self, digest: Digest, turn: Turn) -> None:
         """A blob is whole and verified."""
-        offer = self._fetching.pop(digest)
-        self._ready[offer.author] = offer
+        fetched = self._fetching.pop(digest)
+        self._ready[fetched.offer.author] = fetched
         self._pull(turn)
 
     def sources_changed(self, peer_lost: PeerId | None, turn: Turn) -> None:
@@ -255,7 +264,6 @@ class Gossip:
             self.merges_refused += 1
             turn.report(Kind.MERGE_REFUSED, None, f"{len(inputs)} models made ours worse than tolerated")
         for offer in inputs:
-            self._remember(offer.author, offer.sequence)
             if event.kept and offer.author in self._active and offer.digest in used:
                 self._active[offer.author].merges += 1
         self._own(event.digest, event.size, turn)
@@ -292,14 +300,23 @@ class Gossip:
         return len(self._candidates)
 
     def _choose(self, turn: Turn) -> tuple[Offer, ...]:
-        """Which of the models that are here go into this merge; those of our own content are no news."""
-        for author in [a for a, offer in self._ready.items() if offer.digest == self.digest]:
-            offer = self._ready.pop(author)
-            self._remember(author, offer.sequence)
-            self._holdings.release(offer.digest, turn)
+        """Which of the models that are here go into this merge; those of our own content are no news, and old ones stale."""
+        for author, ready in list(self._ready.items()):
+            if ready.offer.digest == self.digest or not self._fresh(ready, turn.now):
+                self._use(author)
+                self._holdings.release(ready.offer.digest, turn)
         authors = list(self._ready)
         chosen = self._randomness.sample(authors, min(len(authors), self._settings.merge_inputs_max))
-        return tuple(self._ready.pop(author) for author in chosen)
+        return tuple(self._use(author) for author in chosen)
+
+    def _use(self, author: PeerId) -> Offer:
+        """Take a model that is ready. From now on its number is old: while it is merged it may be offered again."""
+        offer = self._ready.pop(author).offer
+        self._heard.pop(author, None)
+        self._heard[author] = offer.sequence
+        if len(self._heard) > self._limits.authors_max:
+            del self._heard[next(iter(self._heard))]
+        return offer
 
     def _merge(self, inputs: tuple[Offer, ...]) -> Merge:
         own = float(max(1, self.age) * max(1, self._samples))
@@ -333,9 +350,3 @@ class Gossip:
             old = self._published.popleft()
             self._transfers.unserve(old)
             self._holdings.release(old, turn)
-
-    def _remember(self, author: PeerId, sequence: int) -> None:
-        newest = max(sequence, self._heard.pop(author, -1))
-        self._heard[author] = newest
-        if len(self._heard) > self._limits.authors_max:
-            del self._heard[next(iter(self._heard))]

@@ -56,14 +56,14 @@ class Limits:
     authors_max: int = 4096  # authors whose last merged sequence number is remembered
     age_max: int = 1 << 48  # a claimed age above this is a lie, and would overflow ours
     weight_ratio_max: float = 16.0  # no model outweighs our own more than this, whatever its author claims (guess)
-    offer_age_s_max: float = 600.0  # since we received it; an older model is stale (guess; adaptive later)
+    offer_age_s_max: float = 600.0  # since we received it until it is merged; then it is stale (guess; adaptive later)
     fetches_max: int = 4  # models fetched at once: memory is reserved only for these
     fetch_bytes_max: int = 4 << 30  # and this much in all
     window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer
     chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
     serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB
     serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
-    serve_digests_max: int = 64  # (peer, digest) pairs whose serving is counted
+    serve_digests_max: int = 256  # (peer, digest) pairs whose serving is counted: more than links_max times own_models_kept
     own_models_kept: int = 3  # of our own past models still served: an offer may be answered late
     models_ready_max: int = 8  # fetched and waiting for the next merge
 

@@ -79,10 +79,10 @@ class Membership:
         return len(self._links) < self._limits.links_max - reserved
 
     def turned_away(self, link: Link, now: float) -> None:
-        """We don't want the link that has just come up."""
+        """We don't want this link, or it came to nothing. When we dialled it, that was a failure like another."""
+        self.dialler.answered(link.peer)
         if link.dialled:
             self.dialler.failed(link.peer, now)
-        self.dialler.answered(link.peer)
 
     def opened(self, link: Link, turn: Turn) -> None:
         """Both sides of `link` have said hello and belong together."""
@@ -118,7 +118,10 @@ class Membership:
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
         """`peer` didn't answer. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
-        self.dialler.failed(peer, now)
+        if peer in self._links:
+            self.dialler.answered(peer)  # they were faster than we: there is a link
+        else:
+            self.dialler.failed(peer, now)
 
     def give_up(self, peer: PeerId, now: float, *, refused: bool) -> None:
         """`peer` is of no use to us: not in our swarm (`refused`) or graylisted."""

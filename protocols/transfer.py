@@ -71,10 +71,12 @@ class _Fetch:
     size: int
     sources: list[PeerId]  # the first one is being asked
     heard: float
+    until: float  # when it is given up, however far it is
     have: bytearray = field(default_factory=bytearray)  # one flag a chunk
     missing: int = 0
     cursor: int = 0  # no chunk below it is missing
     asked: set[int] = field(default_factory=set)  # asked of the present source and not here yet
+    given_up: set[PeerId] = field(default_factory=set)  # former sources: their last chunks may still be under way
 
 
 class Transfers:
@@ -99,11 +101,11 @@ class Transfers:
         reserved = sum(fetch.size for fetch in self._fetches.values())
         return len(self._fetches) < self._limits.fetches_max and reserved + size <= self._limits.fetch_bytes_max
 
-    def fetch(self, digest: Digest, size: int, sources: list[PeerId], turn: Turn) -> None:
-        """Start fetching; call only when there is `room_for` it and at least one source."""
+    def fetch(self, digest: Digest, size: int, sources: list[PeerId], until: float, turn: Turn) -> None:
+        """Start fetching, until that time at most; call only when there is `room_for` it and at least one source."""
         assert digest not in self._fetches, "one fetch a digest"
         chunks = chunk_count(size)
-        fetch = _Fetch(digest, size, list(sources), turn.now, bytearray(chunks), chunks)
+        fetch = _Fetch(digest, size, list(sources), turn.now, until, bytearray(chunks), chunks)
         self._fetches[digest] = fetch
         self._holdings.keep(digest)
         self._ended.pop(digest, None)
@@ -128,8 +130,8 @@ class Transfers:
         if chunk.index >= len(fetch.have):
             raise RemoteError("chunk beyond the end of its blob", PENALTY_UNASKED_CHUNK)
         if peer != fetch.sources[0] or chunk.index not in fetch.asked:
-            known = peer in fetch.sources and fetch.have[chunk.index]
-            raise RemoteError("chunk that wasn't asked for", PENALTY_LATE_CHUNK if known else PENALTY_UNASKED_CHUNK)
+            excused = peer in fetch.given_up or (peer in fetch.sources and fetch.have[chunk.index])
+            raise RemoteError("chunk that wasn't asked for", PENALTY_LATE_CHUNK if excused else PENALTY_UNASKED_CHUNK)
         if len(chunk.data) != chunk_size(fetch.size, chunk.index):
             self._next_source(fetch, turn)
             raise RemoteError("chunk of the wrong size", PENALTY_BAD_CHUNK)
@@ -145,23 +147,23 @@ class Transfers:
             self._lose(fetch, peer, turn)
 
     def peer_lost(self, peer: PeerId, turn: Turn) -> None:
-        """A peer is gone, as a source and as a reader."""
+        """A source is gone. What it has asked of us stays counted: coming back must not buy the same model once more."""
         for fetch in list(self._fetches.values()):
             self._lose(fetch, peer, turn)
-        for key in [key for key in self._asked_of_us if key[0] == peer]:
-            del self._asked_of_us[key]
 
     def tick(self, turn: Turn) -> None:
-        """Sources that went silent are given up."""
+        """Sources that went silent are given up, and so is what takes too long, however steadily it drips."""
         for fetch in list(self._fetches.values()):
-            if turn.now >= fetch.heard + self._limits.chunk_gap_s_max:
+            if turn.now >= fetch.until:
+                self._give_up(fetch, "a model took too long", turn)
+            elif turn.now >= fetch.heard + self._limits.chunk_gap_s_max:
                 self._next_source(fetch, turn)
 
     @property
     def deadline(self) -> float:
         """When `tick` has something to do at the earliest."""
-        heard = (fetch.heard for fetch in self._fetches.values())
-        return min(heard, default=float("inf")) + self._limits.chunk_gap_s_max
+        gap = self._limits.chunk_gap_s_max
+        return min((min(fetch.heard + gap, fetch.until) for fetch in self._fetches.values()), default=float("inf"))
 
     def _ask(self, fetch: _Fetch, turn: Turn) -> None:
         """Ask the present source for the next run of missing chunks, when half of the last window is there."""
@@ -200,15 +202,18 @@ class Transfers:
 
     def _next_source(self, fetch: _Fetch, turn: Turn) -> None:
         """Go on with the next source, or give the fetch up."""
-        del fetch.sources[0]
+        fetch.given_up.add(fetch.sources.pop(0))
         fetch.asked.clear()
         fetch.heard = turn.now
         if fetch.sources:
             self._ask(fetch, turn)
         else:
-            self._end(fetch.digest)
-            self._holdings.release(fetch.digest, turn)
-            turn.report(Kind.TRANSFER_FAILED, None, "no source left for a model")
+            self._give_up(fetch, "no source left for a model", turn)
+
+    def _give_up(self, fetch: _Fetch, why: str, turn: Turn) -> None:
+        self._end(fetch.digest)
+        self._holdings.release(fetch.digest, turn)
+        turn.report(Kind.TRANSFER_FAILED, None, why)
 
     def _end(self, digest: Digest) -> None:
         del self._fetches[digest]
@@ -241,5 +246,8 @@ class Transfers:
         asked = self._asked_of_us.get(key, 0) + want.count
         if asked > chunks * self._limits.serve_factor_max:
             raise RemoteError("want for the same model over and over", PENALTY_BAD_WANT)
+        self._asked_of_us.pop(key, None)
         self._asked_of_us[key] = asked
+        if len(self._asked_of_us) > self._limits.serve_digests_max:
+            del self._asked_of_us[next(iter(self._asked_of_us))]
         turn.add(SendBlob(peer, want.digest, want.first, want.count))

@@ -178,7 +178,7 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
     dialler, fetches = members.dialler, transfers._fetches.values()
     held = limits.fetches_max + 2 * limits.models_ready_max + limits.own_models_kept + 2
     per_link = limits.links_max + limits.fetches_max
-    found = {
+    return {
         "links": (len(core._links), limits.links_max),
         "active": (len(members.active), limits.active_view_max),
         "passive": (len(members.passive), limits.passive_view_max),
@@ -203,7 +203,6 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "candidate sources": (max((len(c.sources) for c in gossip._candidates.values()), default=0), per_link),
         "health": (members.liveness.health, limits.health_score_max),
     }
-    return found
 
 
 def check_tables(core: Core) -> None:

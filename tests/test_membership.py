@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import networkx as nx
 import pytest
@@ -227,7 +228,7 @@ def test_seeds_are_asked_for_ever_with_growing_patience() -> None:
             pass
         asked.append(bench.now)
         check_tables(bench.core)
-    gaps = [b - a for a, b in zip(asked, asked[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(asked)]
     assert max(gaps) <= LAPTOP.redial_s_max + 0.001
     assert min(gaps[20:]) >= LAPTOP.redial_s_max / 2
     assert not any(d.peer == identity(0).peer for d in dials(bench.all)), "never ourselves"
