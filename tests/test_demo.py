@@ -101,7 +101,6 @@ def test_a_daemon_that_dies_ends_the_demo(endless: subprocess.Popen[str]) -> Non
     ("flags", "word"),
     [
         (["--task", "digit"], "digits"),
-        (["--task", "no_such_file.py:make_task"], "no_such_file.py"),
         (["--merge", "Mean"], "FedAvg"),
         (["--keep", "LICENSE/demo"], "LICENSE/demo"),
     ],
