@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 from libp2p.io.exceptions import IOException
@@ -22,12 +22,13 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
 
+from p2pnode.libp2p_patches import FRAME_BYTES
 from p2pnode.transport import HUNG_UP, Traffic, TransportLimits
 from protocols.identity import PeerId
 
 LENGTH_BYTES = 4
 READ_BYTES = 256 * 1024  # taken from a stream at once: fewer window updates than with 64 KiB
-PIECE_BYTES = 65_507  # with yamux's header it fills one Noise message exactly; 64 KiB makes two and halves the speed
+PIECE_BYTES = FRAME_BYTES  # 64 KiB would make two Noise messages of each piece, and halve the speed
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +38,38 @@ class FrameTooLong(Exception):
 
 
 class FrameReader:
-    """Whole frames from a stream that gives pieces."""
+    """Whole frames from a stream that gives pieces. A byte is copied once."""
 
     def __init__(self, stream: NetStream) -> None:
         self._stream = stream
-        self._buffer = bytearray()
+        self._pieces: deque[memoryview] = deque()
+        self._size = 0
 
     async def _fill(self) -> None:
         data = await self._stream.read(READ_BYTES)
         if not data:
             raise StreamEOF
-        self._buffer += data
+        self._pieces.append(memoryview(data))
+        self._size += len(data)
 
     async def exactly(self, size: int) -> bytes:
         """The next `size` bytes. Raises StreamEOF or another IOException."""
-        while len(self._buffer) < size:
+        while self._size < size:
             await self._fill()
-        with memoryview(self._buffer) as view:
-            data = bytes(view[:size])
-        del self._buffer[:size]
-        return data
+        self._size -= size
+        parts: list[memoryview] = []
+        while size:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+                piece = piece[:size]
+            parts.append(piece)
+            size -= len(piece)
+        return b"".join(parts)
 
     async def frame(self, cap: int, seconds: float) -> bytes:
         """The next frame. Silence may last for ever; a frame, once begun, has `seconds`. Raises FrameTooLong, TooSlowError."""
-        if not self._buffer:
+        if not self._size:
             await self._fill()
         with trio.fail_after(seconds):
             size = int.from_bytes(await self.exactly(LENGTH_BYTES), "big")
@@ -271,12 +280,11 @@ class Link:
 
     async def _write(self, stream: NetStream, lane: Lane) -> None:
         if lane is self.control:
-            await self._write_all(stream, self._greeting)
+            await self._write_all(stream, [self._greeting])
         while True:
             frames = lane.take()
             if frames:
-                parts = [part for frame in frames for part in (len(frame).to_bytes(LENGTH_BYTES, "big"), frame)]
-                await self._write_all(stream, b"".join(parts))
+                await self._write_all(stream, _pieces(frames))
                 self._frames_sent += len(frames)
                 self._bytes_sent += sum(map(len, frames))
             elif self._leaving:
@@ -285,7 +293,19 @@ class Link:
             else:
                 await lane.wait()
 
-    async def _write_all(self, stream: NetStream, data: bytes) -> None:
+    async def _write_all(self, stream: NetStream, pieces: Iterable[bytes]) -> None:
         with trio.fail_after(self._limits.write_s_max):
-            for start in range(0, len(data), PIECE_BYTES):
-                await stream.write(data[start : start + PIECE_BYTES])
+            for piece in pieces:
+                await stream.write(piece)
+
+
+def _pieces(frames: list[bytes]) -> Iterator[bytes]:
+    """Frames with their lengths, cut to `PIECE_BYTES`. A long frame isn't copied for it, but for its beginning."""
+    head = len(frames[0]).to_bytes(LENGTH_BYTES, "big") + frames[0][: PIECE_BYTES - LENGTH_BYTES]
+    rest = memoryview(frames[0])[PIECE_BYTES - LENGTH_BYTES :]
+    if len(frames) > 1:
+        head = b"".join(part for frame in frames for part in (len(frame).to_bytes(LENGTH_BYTES, "big"), frame))
+        head, rest = head[:PIECE_BYTES], memoryview(head)[PIECE_BYTES:]
+    yield head
+    for start in range(0, len(rest), PIECE_BYTES):
+        yield rest[start : start + PIECE_BYTES]  # type: ignore[misc]  # any buffer will do

@@ -66,6 +66,7 @@ assert libp2p.__version__ == VERSION, f"p2pnode's corrections fit libp2p {VERSIO
 
 log = logging.getLogger(__name__)
 
+FRAME_BYTES = 65_507  # with yamux's header it fills one Noise message exactly; any window is larger
 SOCKET_READ_BYTES = 64 * 1024  # at most this at once, whatever a stranger's length prefix asks for; one Noise message
 
 
@@ -121,12 +122,10 @@ class SafeStream(YamuxStream):
         """Send all of `data` (any buffer). One caller at a time; the deadline is the caller's."""
         rest = memoryview(data)
         while rest:
-            while self.send_window <= 0:
-                if self.closed or self.send_closed:
-                    break
-                await self._credit_came.wait()
-            size = min(self.send_window, len(rest))
-            if self.closed or self.send_closed or size <= 0:
+            size = min(len(rest), FRAME_BYTES)
+            while self.send_window < size and not (self.closed or self.send_closed):
+                await self._credit_came.wait()  # for a full frame: dribbles of credit make dribbles of frames
+            if self.closed or self.send_closed:
                 raise MuxedStreamError("the stream is closed")
             await super().write(rest[:size])  # type: ignore[arg-type]  # only sliced and concatenated
             rest = rest[size:]
