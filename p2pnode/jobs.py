@@ -54,7 +54,8 @@ Job = Train | Merge | _Save
 
 def threads_of(config: Config) -> int:
     """Threads for torch: what the config says, else half of the processors we may use, so that the network has the rest."""
-    return config.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.threads or max(1, mine // 2)
 
 
 def _finite(value: float | None) -> float | None:
@@ -85,12 +86,10 @@ class Jobs:
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._idle = asyncio.Event()
         self._closing = False
-        self._pid = trainer.pid
         now = time.monotonic()
         self._evaluate_at, self._save_at = now, now + config.save_every_s
         self.figures = Figures()
         self.state = "working"
-        self.restarts = 0
         self.saved = "not yet"
 
     def put(self, job: Train | Merge) -> None:
@@ -116,8 +115,9 @@ class Jobs:
                 await self._chores()
 
     async def settle(self, timeout: float) -> bool:
-        """Begin nothing new, and let the present job end. False when it didn't within `timeout` seconds."""
+        """Begin nothing new, and have the present job end soon. False when it didn't within `timeout` seconds."""
         self._closing = True
+        self._trainer.hurry()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -144,8 +144,6 @@ class Jobs:
             else:
                 self.state = "working"
                 return
-            finally:
-                self._count_restart()
 
     async def _do(self, job: Job) -> None:
         match job:
@@ -166,11 +164,6 @@ class Jobs:
         else:
             job.done.set_exception(error)
 
-    def _count_restart(self) -> None:
-        if self._trainer.pid not in (self._pid, None):
-            self._pid = self._trainer.pid
-            self.restarts += 1
-
     async def _train(self, steps: int) -> None:
         result = await self._trainer.train(steps)
         self._blobs.own(result.digest, result.leaves)
@@ -178,8 +171,8 @@ class Jobs:
         if diverged:
             log.warning("training diverged; going on from the model before")
         self.figures.train_loss = _finite(result.loss)
-        self.figures.samples_per_second = steps * self._batch_size / result.seconds if result.seconds > 0 else None
-        self._feed(Trained(result.digest, result.size, 0 if diverged else steps, result.loss))
+        self.figures.samples_per_second = result.steps * self._batch_size / result.seconds if result.seconds > 0 else None
+        self._feed(Trained(result.digest, result.size, 0 if diverged else result.steps, result.loss))
 
     async def _merge(self, job: Merge) -> None:
         inputs = [(given.digest, self._blobs.path(given.digest), given.weight) for given in job.inputs]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +42,8 @@ Received = tuple[Digest, float, State]  # a peer's model with its weight
 class Pupil:
     """A model with its optimizer and its order of samples; the node's own, and the one that stays alone."""
 
-    def __init__(self, task: Task, model: nn.Module, samples: Samples, rng: np.random.Generator) -> None:
-        self.task, self.model, self.samples = task, model, samples
+    def __init__(self, task: Task, model: nn.Module, samples: Samples, rng: np.random.Generator, hurry: threading.Event) -> None:
+        self.task, self.model, self.samples, self.hurry = task, model, samples, hurry
         self.order = shuffled(len(samples), task.batch_size, rng)
         self.steps = 0
         self.forget()
@@ -52,13 +53,15 @@ class Pupil:
         self.optimizer = self.task.optimizer([p for p in self.model.parameters() if p.requires_grad])
 
     def learn(self, steps: int) -> float:
-        """So many optimizer steps; the mean of their losses."""
+        """So many optimizer steps, or fewer when there is a hurry, but at least one; the mean of their losses."""
         self.model.train()
-        total = torch.zeros((), device=self.samples.device)
+        total, before = torch.zeros((), device=self.samples.device), self.steps
         for _ in range(steps):
             total += self._step()
-        self.steps += steps
-        return float(total) / max(steps, 1)
+            self.steps += 1
+            if self.hurry.is_set():
+                break
+        return float(total) / max(self.steps - before, 1)
 
     def _step(self) -> Tensor:
         inputs, targets = self.samples.take(next(self.order))
@@ -74,12 +77,18 @@ class Pupil:
 
 
 class Learner:
-    """Everything the training process does. `at`: a blob and its steps, from which a restarted process goes on."""
+    """Everything the training process does. `at`: a blob and its steps, from which a restarted process goes on.
 
-    def __init__(self, settings: TrainerSettings, blobs: Path, at: tuple[Path, int] | None) -> None:
+    `hurry`: set, by another thread, to have local steps end after the present one, from now on.
+    """
+
+    def __init__(
+        self, settings: TrainerSettings, blobs: Path, at: tuple[Path, int] | None, hurry: threading.Event | None = None
+    ) -> None:
         """Raises ConfigError when the task, the device, the merge rule or the file to resume from is bad."""
         torch.set_num_threads(settings.threads)
         self.settings, self.blobs = settings, blobs
+        hurry = hurry or threading.Event()
         self.device = _device(settings.device)
         self.rule = _rule(settings.merge)
         shard = Shard(settings.shard_index, settings.shard_count, settings.shard_seed, settings.alpha)
@@ -92,9 +101,9 @@ class Learner:
         self.untrained_loss = self._validation_loss(model)
         self.alone = None
         if settings.measure_alone:
-            self.alone = Pupil(self.task, copy.deepcopy(model), samples, _random(settings, 3, 0))
+            self.alone = Pupil(self.task, copy.deepcopy(model), samples, _random(settings, 3, 0), hurry)
         steps = self._restore(model, at)
-        self.pupil = Pupil(self.task, model, samples, _random(settings, 3, steps))
+        self.pupil = Pupil(self.task, model, samples, _random(settings, 3, steps), hurry)
         self.pupil.steps = steps
         torch.manual_seed(int(_random(settings, 5, steps).integers(1 << 62)))  # dropout and the like
         self._keep_blob()
@@ -115,7 +124,7 @@ class Learner:
 
     def train(self, steps: int) -> TrainResult:
         """Local steps. A model that diverges goes back to what it was, with a fresh optimizer and NaN for a loss."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.pupil.steps
         loss = self.pupil.learn(steps)
         if math.isfinite(loss) and self._is_usable():
             self._keep_blob()
@@ -124,7 +133,7 @@ class Learner:
             _load(self.pupil.model, tensors.decode(self.schema, self._blob().read_bytes()))
             self.pupil.forget()
         seconds = time.perf_counter() - began
-        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], steps, loss, seconds)
+        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], self.pupil.steps - before, loss, seconds)
 
     def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
         """Merge what can be merged of `inputs`; keep it if the gate lets it through."""

@@ -135,7 +135,7 @@ class Node:
 
     async def _save_last(self, parts: Parts, settled: bool) -> None:
         if not settled:
-            log.warning("the training cycle takes too long to wait for; the model of the last save stays (%s)", parts.jobs.saved)
+            log.warning("the training process can't hand over its model now; the one saved last (%s) stays", parts.jobs.saved)
             return
         try:
             await asyncio.wait_for(parts.jobs.export(self.config.data_dir / MODEL_FILE), SAVE_S_MAX)

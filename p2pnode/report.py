@@ -107,7 +107,7 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "alone_accuracy": figures.alone_accuracy,
         "samples_per_second": figures.samples_per_second,
         "faults": seen.faults,
-        "trainer": {"state": parts.jobs.state, "restarts": parts.jobs.restarts, "pid": parts.trainer.pid},
+        "trainer": {"state": parts.jobs.state, "restarts": parts.trainer.restarts, "pid": parts.trainer.pid},
         "store": {"state": parts.records.state, "model": parts.jobs.saved},
         "discovery": parts.discovery.status(now),
     }

@@ -76,7 +76,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The model is now blob `digest` after `steps` more local steps; `loss` is their mean.
+    """The model is now blob `digest` after `steps` more local steps (fewer than asked for after `hurry`); `loss` is their mean.
 
     `loss` is NaN when training diverged: then the model is what it was before.
     """
@@ -135,6 +135,7 @@ class Trainer:
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[Any]] = set()
         self._stopped = False
+        self.restarts = 0  # children that took the place of one that died
 
     @property
     def pid(self) -> int | None:
@@ -171,6 +172,11 @@ class Trainer:
         Beside `metadata` the file gets `steps` and `schema`, which `TrainerSettings.resume` reads.
         """
         await self._ask("save", os.path.join(os.getcwd(), path), metadata)
+
+    def hurry(self) -> None:
+        """Have training, now and from now on, end after the present step: somebody waits for the model."""
+        if self._child is not None:
+            self._child.tell(("hurry",))
 
     async def stop(self) -> None:
         """End the process, whatever it is doing. What waits for an answer gets a TrainerError. For good: nothing starts again."""
@@ -217,6 +223,7 @@ class Trainer:
         await self._drop()
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._child = await Child.spawn(self._settings.threads)
+        self.restarts += self._last is not None
         if self._stopped:  # while the child was being born
             await self._drop()
             raise TrainerError("the trainer was stopped")

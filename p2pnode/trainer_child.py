@@ -70,11 +70,15 @@ class Child:
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(process, reader, writer)
 
+    def tell(self, request: tuple[Any, ...]) -> None:
+        """Send a request and wait for nothing."""
+        data = msgpack.packb(request)
+        self.writer.write(len(data).to_bytes(4, "big") + data)
+
     async def ask(self, request: tuple[Any, ...]) -> list[Any]:
         """The fields of the answer to one request. Raises CrashError, or ConfigError when the fault is the user's."""
         try:
-            data = msgpack.packb(request)
-            self.writer.write(len(data).to_bytes(4, "big") + data)
+            self.tell(request)
             await self.writer.drain()
             size = int.from_bytes(await self.reader.readexactly(4), "big")
             assert size <= FRAME_BYTES_MAX, "our own child keeps to the limit"

@@ -39,13 +39,14 @@ def main(fd: int, parent: int) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # else a print is lost when the process is killed
     sock = socket.socket(fileno=fd)
     requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(sock, requests), daemon=True).start()
+    hurry = threading.Event()
+    threading.Thread(target=_listen, args=(sock, requests, hurry), daemon=True).start()
     learner: Learner | None = None
     while True:
         try:
             match requests.get():
                 case ["start", settings, blobs, path, at]:
-                    learner = _start(settings, blobs, path, at)
+                    learner = _start(settings, blobs, path, at, hurry)
                     answer = _fields(learner.ready())
                 case request:
                     assert learner is not None, "the parent starts a task first"
@@ -73,13 +74,13 @@ def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
     raise AssertionError(f"unknown request {request[0]}")
 
 
-def _start(settings: dict[str, Any], blobs: str, path: list[str], at: list[Any] | None) -> Learner:
+def _start(settings: dict[str, Any], blobs: str, path: list[str], at: list[Any] | None, hurry: threading.Event) -> Learner:
     sys.path[:] = path  # the user's modules are found as in the parent
     from p2pnode.learner import Learner
 
     if settings["resume"] is not None:
         settings["resume"] = Path(settings["resume"])
-    return Learner(TrainerSettings(**settings), Path(blobs), None if at is None else (Path(at[0]), at[1]))
+    return Learner(TrainerSettings(**settings), Path(blobs), None if at is None else (Path(at[0]), at[1]), hurry)
 
 
 def _die_with(parent: int) -> None:
@@ -90,12 +91,16 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
-def _listen(sock: socket.socket, requests: queue.SimpleQueue[list[Any]]) -> None:
-    """Read requests in a thread of its own, so that the parent's end is noticed in the middle of a training step."""
+def _listen(sock: socket.socket, requests: queue.SimpleQueue[list[Any]], hurry: threading.Event) -> None:
+    """Read requests in a thread of its own, so that a hurry or the parent's end is noticed in the middle of a training step."""
     try:
         with sock.makefile("rb") as stream:
             for data in iter(lambda: _frame(stream), b""):
-                requests.put(msgpack.unpackb(data))
+                request = msgpack.unpackb(data)
+                if request == ["hurry"]:
+                    hurry.set()
+                else:
+                    requests.put(request)
     finally:
         os._exit(0)
 

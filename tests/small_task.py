@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 
@@ -18,6 +20,20 @@ def make_wide_task(shard: Shard) -> Task:
     return _task(shard, width=9)
 
 
+def make_failing_task(shard: Shard) -> Task:
+    """The same, but it passes every check at the start, and no training cycle of 20 steps ever comes to its end."""
+    left = iter(range(10))
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and next(left, None) is None:
+            raise RuntimeError("never")
+        return nn.functional.cross_entropy(outputs, targets)
+
+    task = make_task(shard)
+    task.loss = loss
+    return task
+
+
 def _task(shard: Shard, width: int) -> Task:
     points = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
     labels = (points.sum(1) > 0).long()
@@ -29,3 +45,16 @@ def _task(shard: Shard, width: int) -> Task:
         loss=nn.functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.05),
     )
+
+
+def make_slow_task(shard: Shard) -> Task:
+    """The same, but a step takes half a second, as one of a large model does."""
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            time.sleep(0.5)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    task = make_task(shard)
+    task.loss = loss
+    return task

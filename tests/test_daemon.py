@@ -134,6 +134,20 @@ def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Call
     assert second.process.returncode == 0
 
 
+def test_a_training_cycle_of_ten_seconds_is_cut_short_and_saved(daemon: Callable[..., Daemon]) -> None:
+    settings = {"task": TASK.replace("make_task", "make_slow_task"), "save_every_s": 1000}
+    first = daemon("a", **settings)
+    first.wait_ready()
+    time.sleep(1.5)
+    assert first.status()["steps"] == 0, "the first cycle isn't over"
+    assert first.end() < STOP_S
+    assert "saved" not in first.log.read_text(), "nothing to complain about"
+    second = daemon("a", **settings)
+    second.wait_ready()
+    assert 2 <= second.status()["steps"] == second.status()["age"] < 20
+    assert second.end() < STOP_S
+
+
 def test_sigkill_leaves_no_trainer_and_never_reuses_a_number(daemon: Callable[..., Daemon]) -> None:
     said = 0
     for _ in range(3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from p2pnode import Config, ConfigError, Node
 from p2pnode.report import NodeReport
 from p2pnode.transport import MemoryNetwork, MemoryTransport
-from tests.small_task import make_task, make_wide_task
+from protocols.events import PeerDown, PeerUp
+from protocols.identity import peer_text
+from tests.small_task import make_failing_task, make_task, make_wide_task
 
 QUICK: dict[str, Any] = {"evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2}
 
@@ -163,6 +166,51 @@ async def test_a_killed_training_process_is_replaced_and_the_node_goes_on(make: 
         await until(lambda: node.status()["trainer"]["restarts"] == 1 and node.report().age > before["age"])
         assert node.status()["steps"] > before["steps"]
         assert node.status()["trainer"]["state"] == "working"
+
+
+async def test_a_peer_that_talks_nonsense_is_named_and_shut_out(
+    make: Callable[..., Node], network: MemoryNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "p2pnode")
+    events: list[Any] = []
+    liar = MemoryTransport(network, b"l" * 32)
+    await liar.start(events.append)
+    async with make("a") as node:
+        liar.dial(None, node.addresses)
+        await until(lambda: any(isinstance(event, PeerUp) for event in events))
+        peer = events[0].peer
+        for _ in range(3):
+            liar.send(peer, b"\x01\x01\n[PEER_FAULT peer=forged")
+        await until(lambda: any(isinstance(event, PeerDown) for event in events))
+        lines = [record.getMessage() for record in caplog.records if record.name == "p2pnode.peers"]
+        assert re.fullmatch(rf'PEER_FAULT peer={peer_text(liar.peer)} addr=/memory/0 reason="frame .*" penalty=40', lines[0])
+        assert len(lines) == 3
+        assert sum(node.status()["faults"].values()) == 3
+        age = node.report().age
+        await until(lambda: node.report().age > age)
+        assert node.status()["errors"] == 0
+    await liar.stop()
+
+
+async def test_two_nodes_in_one_process_over_libp2p(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**QUICK, "swarm": "test", "listen": ["/ip4/127.0.0.1/tcp/0"], "local_steps": 5}
+    a, b = (Node(Config(**settings, data_dir=tmp_path / name), make_task) for name in "ab")
+    async with a, b:
+        await b.join(a.addresses[0])
+        for report in await both(report_that(a, lambda r: r.merges > 2), report_that(b, lambda r: r.merges > 2)):
+            assert report.peers == 1
+    assert a.status()["errors"] == b.status()["errors"] == 0
+
+
+async def test_a_task_that_always_fails_is_a_state_and_the_node_stays_in_the_swarm(make: Callable[..., Node]) -> None:
+    a, b = make("a", make_failing_task), make("b")
+    async with a, b:
+        await a.join(b.addresses[0])
+        await until(lambda: a.status()["trainer"]["state"] == "failing: RuntimeError: never", 90)
+        assert a.status()["age"] == 0
+        assert a.report().peers == 1
+        assert a.status()["trainer"]["restarts"] >= 4
+    assert a.status()["errors"] == 0
 
 
 async def test_a_model_is_exported(make: Callable[..., Node], tmp_path: Path) -> None:

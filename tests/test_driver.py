@@ -1,0 +1,165 @@
+"""The driver's small parts: uploads that wait, discovery that never gives up, ports that come back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from p2pnode import discovery as discovery_module
+from p2pnode.blobs import Blobs
+from p2pnode.config import Config
+from p2pnode.discovery import GIVEN_MAX, Discovery, Given
+from p2pnode.errors import ConfigError
+from p2pnode.listening import start_transport
+from p2pnode.report import best_address
+from p2pnode.store import Store
+from p2pnode.transport import MemoryNetwork, MemoryTransport, TransportLimits
+from p2pnode.uploads import WAITING_MAX, Uploads
+from protocols.effects import SendBlob
+from protocols.events import Frame, PeerUp
+from protocols.limits import LAPTOP
+from protocols.merkle import CHUNK_BYTES, Digest, Tree
+from protocols.messages import Chunk, Gone
+from protocols.wire import decode
+
+CHUNKS = 12
+
+
+class Reader:
+    """The other end of a link: what arrived, as messages."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+
+    @property
+    def messages(self) -> list[object]:
+        return [decode(event.data, LAPTOP) for event in self.events if isinstance(event, Frame)]
+
+
+async def settle() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def link(tmp_path: Path) -> tuple[Uploads, MemoryTransport, Reader, Tree]:
+    """Uploads whose transport takes four chunks at a time, and who reads them."""
+    network, reader = MemoryNetwork(), Reader()
+    limits = TransportLimits(bulk_queue_bytes_max=4 * (CHUNK_BYTES + 4096))
+    ours, theirs = (MemoryTransport(network, bytes([n]) * 32, limits) for n in (1, 2))
+    await ours.start(lambda event: None)
+    await theirs.start(reader.events.append)
+    theirs.dial(None, ours.addresses)
+    await settle()
+    assert isinstance(reader.events[0], PeerUp)
+    data = random.Random(3).randbytes((CHUNKS - 1) * CHUNK_BYTES + 7)
+    tree, blobs = Tree.of(data), Blobs(tmp_path / "blobs", 0)
+    blobs.clear()
+    blobs.path(tree.digest).write_bytes(data)
+    blobs.own(tree.digest, tree.levels[0])
+    return Uploads(blobs, ours), theirs, reader, tree
+
+
+async def test_what_a_full_queue_refuses_is_sent_later_in_order(link: tuple[Uploads, MemoryTransport, Reader, Tree]) -> None:
+    uploads, theirs, reader, tree = link
+    uploads.add(SendBlob(theirs.peer, tree.digest, 0, 8))
+    uploads.add(SendBlob(theirs.peer, tree.digest, 8, 4))
+    uploads.add(SendBlob(theirs.peer, Digest(b"?" * 32), 0, 4))
+    rounds = 0
+    while uploads.waiting:
+        await settle()
+        uploads.pump()
+        rounds += 1
+    await settle()
+    assert rounds >= 2, "it didn't fit at once"
+    chunks = [message for message in reader.messages if isinstance(message, Chunk)]
+    assert [chunk.index for chunk in chunks] == list(range(CHUNKS))
+    assert Gone(Digest(b"?" * 32)) in reader.messages
+    assert uploads.dropped == 0
+
+
+async def test_wants_that_wait_are_bounded_and_die_with_the_link(link: tuple[Uploads, MemoryTransport, Reader, Tree]) -> None:
+    uploads, theirs, _, tree = link
+    for _ in range(WAITING_MAX + 5):
+        uploads.add(SendBlob(theirs.peer, tree.digest, 0, CHUNKS))
+    assert uploads.dropped == 5
+    uploads.forget(theirs.peer)
+    assert not uploads.waiting
+
+
+async def test_a_source_that_fails_is_asked_again_and_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_module, "AGAIN_S_MIN", 0.001)
+    monkeypatch.setattr(discovery_module, "AGAIN_S_MAX", 0.004)
+    tries = 0
+    found: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+
+    async def broken() -> Sequence[str]:
+        nonlocal tries
+        tries += 1
+        if tries < 5:
+            raise OSError("the network is down")
+        return ["/b"]
+
+    wanted = True
+    searching = Discovery({"broken": broken, "given": Given(["/a"])}, found.put_nowait, lambda: wanted, random.Random(1))
+    running = asyncio.create_task(searching.run())
+    seen = []
+    while ("/b",) not in seen:
+        seen.append(await asyncio.wait_for(found.get(), 5))
+        if tries == 2:
+            assert searching.states[0].error == "OSError: the network is down"
+    assert seen.count(("/a",)) >= 1
+    assert [row["error"] for row in searching.status(0.0)] == [None, None]
+    wanted = False
+    await asyncio.sleep(0.02)
+    while not found.empty():
+        found.get_nowait()
+    await asyncio.sleep(0.02)
+    assert found.empty(), "who has peers asks nobody"
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_addresses_given_are_bounded() -> None:
+    given = Given(["/a"])
+    for n in range(GIVEN_MAX):
+        given.add(f"/{n}")
+        given.add(f"/{n}")
+    assert len(addresses := await given()) == GIVEN_MAX
+    assert addresses[0] == "/0"
+
+
+async def test_the_port_of_last_time_comes_back_unless_it_is_taken(tmp_path: Path) -> None:
+    config = Config(data_dir=tmp_path / "node", listen=("/ip4/127.0.0.1/tcp/0",))
+    store = Store(config.data_dir)
+
+    async def listen(config: Config) -> tuple[str, ...]:
+        transport = await start_transport(config, store, None, lambda event: None)
+        addresses = transport.addresses
+        await transport.stop()
+        return addresses
+
+    first = await listen(config)
+    assert await listen(config) == first
+    with socket.socket() as taken:
+        port = int(first[0].split("/")[4])
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        other = await listen(config)
+        assert other != first
+        with pytest.raises(ConfigError, match=str(port)):
+            await listen(Config(data_dir=tmp_path / "node", listen=(f"/ip4/127.0.0.1/tcp/{port}",)))
+    assert await listen(config) == other
+    store.close()
+
+
+def test_the_address_to_paste_is_not_this_machine_s_own() -> None:
+    assert best_address(("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.0.2.1/tcp/1/p2p/x")) == "/ip4/192.0.2.1/tcp/1/p2p/x"
+    assert best_address(("/ip6/::1/tcp/1", "/ip4/127.0.0.1/tcp/1")) == "/ip6/::1/tcp/1"
+    assert best_address(()) is None
