@@ -33,7 +33,10 @@ NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simula
 EVALUATE_EVERY_S = 1.0  # the demo ends as soon as the target is reached, so it looks often
 INTERRUPTED = "interrupted"
 
-NODE_KEYS = ("pid", "peer_id", "peers", "age", "steps", "merges", "bytes_sent", "bytes_received", "test_loss", "test_accuracy")
+NODE_KEYS = (
+    *("pid", "peer_id", "peers", "age", "steps", "merges", "bytes_sent", "bytes_received"),
+    *("test_loss", "test_accuracy", "alone_accuracy"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,11 @@ def _document(plan: Plan, team: Sequence[DemoNode], seconds: float, failure: str
         "nodes": nodes,
     }
     return document if failure is None else {**document, "error": failure}
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits: what a float32 knows."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _verdict(plan: Plan, team: Sequence[DemoNode], document: dict[str, Any]) -> str:
