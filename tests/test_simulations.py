@@ -1,0 +1,395 @@
+"""Whole runs of the simulator, its scenarios, its checks and its command, over the real core."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from protocols.core import Core, swarm_digest
+from protocols.effects import Effect, Input, Merge, Send, Store
+from protocols.events import Event, Frame, Stored
+from protocols.identity import Identity
+from protocols.limits import LAPTOP
+from protocols.merkle import Digest
+from protocols.messages import Offer, SignedOffer
+from protocols.wire import encode, sign_offer
+from simulations.checks import VIOLATIONS_MAX, Checks
+from simulations.errors import ScenarioError
+from simulations.nemesis import Act, schedule
+from simulations.report import steps_to
+from simulations.scenario import Scenario, build, load, shipped
+from simulations.simulation import Simulation, run
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"name": "small", "nodes": 6, "seconds": 12.0, "hidden": [16], "lr": 0.1, "local_steps": 5, "evaluate_s": 4.0, "grace_s": 5.0}
+KEYS = {
+    "scenario", "seed", "trace_hash", "virtual_seconds", "wall_seconds", "nodes", "events", "messages", "bytes", "merges",
+    "isolated", "violations", "series",
+}  # fmt: skip
+POINT_KEYS = {"t", "bytes", "steps", "accuracy_mean", "accuracy_min", "accuracy_max"}
+
+
+def small(**changes: Any) -> Scenario:
+    return build({**SMALL, **changes})
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_that_know_one_address_find_each_other_and_learn() -> None:
+    seen: list[float] = []
+    result = run(small(seconds=20.0, alpha=0.5), seen.append)
+    assert result.ok, result.violations
+    assert (result.nodes, result.isolated, result.components, result.faults) == (6, [], 1, {})
+    assert result.merges > 6 * 10
+    first, last = result.series[0], result.series[-1]
+    assert (first.t, first.bytes, last.t, last.bytes) == (0.0, 0, 20.0, result.bytes)
+    assert last.steps > 250
+    assert last.accuracy_mean > 0.75 > 0.3 > first.accuracy_mean
+    assert last.accuracy_min <= last.accuracy_mean <= last.accuracy_max
+    assert seen == sorted(seen)
+    assert seen[-1] == 20.0
+
+
+@pytest.mark.parametrize("kind", ["ring", "k_regular", "fully_connected"])
+def test_a_given_topology_is_the_active_view(kind: str) -> None:
+    simulation = Simulation(small(topology=kind, degree=3, seconds=8.0))
+    result = simulation.run()
+    assert result.ok, result.violations
+    graph = simulation._graph
+    assert graph is not None
+    for index, node in simulation.nodes.items():
+        active = {status.peer for status in node.core.snapshot(8.0).peers if status.active}
+        assert active == {simulation.nodes[other].peer for other in graph[index]}
+
+
+def test_exchanging_beats_being_alone_on_skewed_shards() -> None:
+    together = run(small(alpha=0.2, seconds=16.0))
+    simulation = Simulation(small(alpha=0.2, seconds=16.0))
+    simulation.rules.add(lambda packet: pytest.importorskip("simulations.rules").DROP)
+    alone = simulation.run()
+    assert alone.merges == 0
+    assert len(alone.isolated) == 6
+    assert not alone.ok
+    assert together.series[-1].accuracy_mean > alone.series[-1].accuracy_mean + 0.2
+
+
+def test_variance_correction_brings_learning_back() -> None:
+    """The seed paper's gap, small: unrelated starts on a regular graph, merged every step with the neighbours' mean."""
+    deep = ["nodes=10", "degree=6", "fan_out=6", "seconds=40", "task=digits", "hidden=[64,64,48,32]", "lr=0.03", "evaluate_s=10"]
+    plain, corrected = (run(load("vanishing_variance", [*deep, f"merge={rule}"])) for rule in ("FedAvg", "VarianceCorrected"))
+    assert plain.ok, plain.violations
+    assert corrected.ok, corrected.violations
+    assert plain.merges == corrected.merges > 10 * 30
+    assert steps_to(plain.series, 0.4) is None
+    assert corrected.series[-1].accuracy_mean > 0.6
+
+
+def test_churn_and_loss_leave_nobody_alone() -> None:
+    scenario = load("churn", ["nodes=24", "seconds=100", "hidden=[8]", "local_steps=2", "join_per_minute=0.4", "leave_per_minute=0.4"])
+    result = run(scenario)
+    assert result.ok, result.violations
+    assert result.isolated == []
+    assert 12 <= result.left <= 20
+    assert 12 <= result.joined <= 20
+    assert 0.03 < result.lost / result.messages < 0.07
+    assert result.nodes == 24 + result.joined - result.left
+    assert result.merges > 0
+
+
+def test_models_of_several_chunks_travel_too() -> None:
+    result = run(small(nodes=3, hidden=[1500, 64], local_steps=2, seconds=5.0, bandwidth_mbit=200.0))
+    assert result.parameters * 4 > 2 * 256 * 1024
+    assert result.ok, result.violations
+    assert result.merges > 3
+
+
+def test_a_blob_nobody_holds_any_more_is_put_together_from_its_pieces() -> None:
+    """As when an author is gone before its receiver has its model: the shared copy is only a saving."""
+    simulation = Simulation(small())
+    simulation._around.library.get = lambda digest: None  # type: ignore[method-assign, assignment, misc]
+    result = simulation.run()
+    assert result.ok, result.violations
+    assert result.trace_hash == run(small()).trace_hash
+
+
+def test_a_promise_that_is_not_kept_is_a_violation() -> None:
+    result = run(small(target_accuracy=1.0, seconds=6.0))
+    assert [text.split(" at ")[0] for text in result.violations] == ["promise"]
+
+
+# --- determinism ------------------------------------------------------------------------------------------------------
+
+PRINT_HASH = """
+import sys
+from simulations.scenario import build
+from simulations.simulation import run
+print(run(build({**%r, "seed": int(sys.argv[1]), "loss": 0.02, "join_per_minute": 2.0, "leave_per_minute": 2.0})).trace_hash)
+"""
+
+
+def _trace(seed: int, hash_seed: str) -> str:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", PRINT_HASH % SMALL, str(seed)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_a_seed_is_a_run_whatever_the_hash_seed() -> None:
+    traces = [_trace(1, "1"), _trace(1, "4242"), _trace(2, "1")]
+    assert len(traces[0].strip()) == 64
+    assert traces[0] == traces[1]
+    assert traces[0] != traces[2]
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """The checks of node 0, and what a driver would tell them."""
+
+    def __init__(self) -> None:
+        self.scope = swarm_digest("test") + bytes(16)
+        self.checks = Checks(LAPTOP, self.scope, 100, overlay=True)
+        self.me, self.author = Identity(b"m" * 32), Identity(b"a" * 32)
+
+    def offer(self, sequence: int, digest: bytes, *, author: Identity | None = None, size: int = 100) -> SignedOffer:
+        who = author or self.author
+        return sign_offer(who, self.scope, Offer(who.peer, sequence, 1, 1, Digest(digest * 32), size), pull=False)
+
+    def hears(self, signed: SignedOffer, now: float = 0.0) -> None:
+        self.checks.before(now, 0, Frame(self.author.peer, encode(signed)))
+
+    def merges(self, digest: bytes, now: float = 1.0) -> list[str]:
+        return self.does(Merge(1.0, (Input(Digest(digest * 32), 1.0),)), now)
+
+    def does(self, effect: Effect, now: float = 1.0) -> list[str]:
+        before = len(self.checks.violations)
+        self.checks.after(now, 0, self.me.peer, [effect])
+        return self.checks.violations[before:]
+
+    def says(self, sequence: int, digest: bytes) -> list[str]:
+        return self.does(Send(self.author.peer, encode(self.offer(sequence, digest, author=self.me))))
+
+
+def test_what_is_merged_must_have_been_offered_signed_sized_and_fresh() -> None:
+    watched = Watched()
+    watched.hears(watched.offer(1, b"g"))
+    assert watched.merges(b"g") == []
+    assert "nobody offered it" in watched.merges(b"x")[0]
+    watched.hears(replace(watched.offer(2, b"f"), signature=bytes(64)))
+    assert "wrong signature" in watched.merges(b"f")[0]
+    watched.hears(watched.offer(3, b"s", size=99))
+    assert "99 bytes" in watched.merges(b"s")[0]
+    watched.hears(watched.offer(4, b"o"))
+    assert "offered 9999 s ago" in watched.merges(b"o", now=9999.0)[0]
+    assert all(text.startswith("S1 at ") for text in watched.checks.violations)
+
+
+def test_nothing_is_merged_twice_under_one_number() -> None:
+    watched = Watched()
+    for digest in (b"a", b"b"):
+        watched.hears(watched.offer(7, digest))
+    assert watched.merges(b"a") == []
+    assert watched.merges(b"a")[0].startswith("S2")
+    assert watched.merges(b"b")[0].startswith("S2")
+
+
+def test_sequence_numbers_grow_and_are_stored_before_they_are_said() -> None:
+    watched = Watched()
+    store = partial(Store, age=0, steps=0, digest=Digest(bytes(32)))
+    assert watched.does(store(1)) == []
+    assert "before it is stored" in watched.says(1, b"a")[0]
+    watched.checks.before(1.0, 0, Stored(1))
+    assert watched.says(1, b"a") == []
+    assert "two things" in watched.says(1, b"b")[0]
+    assert watched.does(store(1))[0].startswith("S3")
+
+
+def test_a_full_table_and_too_many_violations() -> None:
+    watched = Watched()
+    watched.checks.table(1.0, 0, "links", 32, 32)
+    assert watched.checks.violations == []
+    for _ in range(VIOLATIONS_MAX + 10):
+        watched.checks.table(1.0, 0, "links", 33, 32)
+    assert watched.checks.violations[0] == "S4 at 1.000 s, node 0: links holds 33, at most 32"
+    assert len(watched.checks.violations) == VIOLATIONS_MAX
+    assert watched.checks.count == VIOLATIONS_MAX + 10
+
+
+def test_a_core_that_raises_is_caught_and_its_node_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Core.handle
+
+    def planted(self: Core, event: Event, now: float) -> list[Effect]:
+        if now > 4.0 and simulation.nodes[2].core is self:
+            raise KeyError("planted")
+        return honest(self, event, now)
+
+    simulation = Simulation(small())
+    monkeypatch.setattr(Core, "handle", planted)
+    result = simulation.run()
+    assert [text.split(" at ")[0] for text in result.violations] == ["S5"]
+    assert "planted" in result.violations[0]
+    assert result.nodes == 5
+    assert result.isolated == []
+
+
+# --- misfortune -------------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_of_misfortune() -> None:
+    scenario = small(nodes=100, seconds=300.0, leave_per_minute=0.1, join_per_minute=0.05, crash_share=0.5)
+    acts = schedule(scenario, Random(1))
+    assert acts == schedule(scenario, Random(1)) != schedule(scenario, Random(2))
+    assert [one.at for one in acts] == sorted(one.at for one in acts)
+    counts = {act: sum(one.act is act for one in acts) for act in Act}
+    assert counts[Act.JOIN] == 25
+    assert counts[Act.LEAVE] + counts[Act.VANISH] == 50
+    assert min(counts.values()) >= 15
+    assert all(one.at < 240 for one in schedule(replace(scenario, heal_s=60.0), Random(1)))
+    assert schedule(small(), Random(1)) == []
+
+
+def test_after_healing_no_frame_is_lost() -> None:
+    simulation = Simulation(small(loss=0.5, heal_s=6.0, seconds=10.0))
+    simulation.world.run(4.0)
+    lost = simulation.network.lost
+    assert lost > 0
+    assert simulation.run().lost == lost
+
+
+# --- scenarios --------------------------------------------------------------------------------------------------------
+
+
+def test_shipped_scenarios_load() -> None:
+    assert set(shipped()) >= {"quickstart", "vanishing_variance", "churn"}
+    for name in shipped():
+        assert load(name) == load(f"{name}.toml")
+        assert load(name).name == name
+
+
+def test_a_file_its_changes_and_its_seed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("nodes = 9\nhidden = [8, 4]\n[limits]\nshuffle_s = 5\n")
+    scenario = load(str(path), ["merge=FedAvg", "nodes=12", "alpha=0.3", "same_init=true", "limits.offers_max=7"], seed=4)
+    assert (scenario.name, scenario.nodes, scenario.hidden, scenario.merge) == ("mine", 12, (8, 4), "FedAvg")
+    assert (scenario.alpha, scenario.same_init, scenario.seed) == (0.3, True, 4)
+    limits = scenario.protocol_limits()
+    assert (limits.shuffle_s, limits.offers_max) == (5.0, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["node=3"], "no scenario key 'node' .did you mean 'nodes'"),
+        (["nodes=many"], "nodes is 'many'; give a whole number"),
+        (["nodes=2.5"], "give a whole number"),
+        (["nodes=true"], "give a whole number"),
+        (["loss=1.5"], "loss is 1.5; give one from 0 to 1"),
+        (["loss=nan"], "give one from 0 to 1"),
+        (["hidden=[3,0]"], "list of whole numbers above zero"),
+        (["same_init=1"], "true or false"),
+        (["topology=overlap"], "did you mean 'overlay'"),
+        (["topology=ring", "leave_per_minute=0.1"], "set topology=overlay"),
+        (["latency_ms_min=80"], "above latency_ms_max"),
+        (["bootstraps=50"], "more bootstraps than nodes"),
+        (["limits.shuffle=3"], "no limit 'shuffle' .did you mean 'shuffle_s'"),
+        (["limits.shuffle_s=0"], "must be above zero"),
+        (["limits.shuffle_s=fast"], "give a number"),
+        (["wires.loss=1"], "only limits has keys of its own"),
+        (["nodes"], "write key=value"),
+        (["=3"], "write key=value"),
+    ],
+)
+def test_a_wrong_scenario_is_told_in_a_sentence(changes: list[str], sentence: str) -> None:
+    with pytest.raises(ScenarioError, match=sentence) as caught:
+        load("quickstart", changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"merge": "FedAvrg"}, "no merge rule"),
+        ({"task": "digitz"}, "no built-in task"),
+        ({"topology": "k_regular", "degree": 7}, "change degree or nodes"),
+    ],
+)
+def test_what_only_shows_when_it_is_put_together_is_told_too(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ScenarioError, match=sentence):
+        Simulation(small(**changes))
+
+
+def test_no_such_scenario(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="churn, quickstart"):
+        load("quickestart")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("nodes = = 3")
+    with pytest.raises(ScenarioError, match="isn't TOML"):
+        load(str(broken))
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(ScenarioError, match="can't be read"):
+        load(str(broken))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "p2pnode", "simulate", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def scenario_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("scenarios") / "small.toml"
+    path.write_text("nodes = 4\nseconds = 6.0\nhidden = [8]\nlr = 0.1\nlocal_steps = 5\ngrace_s = 4.0\nevaluate_s = 2.0\n")
+    return str(path)
+
+
+def test_the_command_prints_one_document(scenario_file: str) -> None:
+    done = command(scenario_file, "--seed", "5", "--set", "nodes=5", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert set(document) >= KEYS
+    assert (document["scenario"], document["seed"], document["nodes"], document["isolated"]) == ("small", 5, 5, 0)
+    assert document["violations"] == []
+    assert [set(point) for point in document["series"]] == [POINT_KEYS] * 4
+    assert len(document["trace_hash"]) == 64
+
+
+def test_the_command_compares_draws_and_says_what_failed(scenario_file: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "curves.png"
+    values = ("--compare", "merge=FedAvg,VarianceCorrected", "--set", "target_accuracy=1.0", "--plot", str(plot))
+    done = command(scenario_file, *values)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].split()[:2] == ["run", "steps"]
+    assert "merge=FedAvg: promise at 6.000 s" in done.stderr
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("quickstart", "--set", "nodez=3"), "did you mean 'nodes'"),
+        (("nowhere.toml",), "there is no scenario nowhere.toml"),
+        (("quickstart", "--compare", "merge"), "write --compare key=value,value"),
+        (("quickstart", "--plot", "curves.txt"), "a plot"),
+    ],
+)
+def test_bad_input_ends_with_two(arguments: tuple[str, ...], sentence: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
