@@ -181,9 +181,12 @@ def test_any_usable_values_give_finite_ones_within_the_target(rows: list[list[fl
 
 
 def test_half_precision_does_not_overflow() -> None:
+    """A common spike near the dtype's end would be stretched beyond it."""
     rng = torch.Generator().manual_seed(0)
-    tensors = [(torch.randn(1000, generator=rng) * 15000).clamp(-60000, 60000).half() for _ in range(16)]
+    tensors = [torch.cat([torch.full((1,), 60_000.0), torch.randn(1000, generator=rng) * 8000]).half() for _ in range(16)]
     assert torch.isfinite(single(VarianceCorrected(), tensors[0], tensors[1:])).all()
+    single_precision = [tensor.float() for tensor in tensors]
+    assert float(single(VarianceCorrected(), single_precision[0], single_precision[1:]).max()) > torch.finfo(torch.float16).max
 
 
 # --- what must hold whatever is merged
