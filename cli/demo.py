@@ -219,7 +219,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _document(plan: Plan, team: Sequence[DemoNode], seconds: float, failure: str | None) -> dict[str, Any]:
     """The demo's answer; a figure that never came is null."""
-    nodes = [{"name": node.config.name, **{key: node.status.get(key) for key in (*NODE_KEYS, "alone_accuracy")}} for node in team]
+    nodes = [{"name": node.config.name, **{key: _rounded(node.status.get(key)) for key in NODE_KEYS}} for node in team]
     document: dict[str, Any] = {
         "ok": failure is None and all(map(plan.reached, team)),
         "seconds": round(seconds, 1),

@@ -81,6 +81,21 @@ def test_ctrl_c_leaves_nothing_behind(endless: subprocess.Popen[str], number: si
     assert not [line for pid, line in family.items() if alive(pid)]
 
 
+@pytest.mark.parametrize(("times", "seconds"), [(1, STOP_S_MAX), (2, 2.0)], ids=["waits, then kills", "a second Ctrl-C kills"])
+def test_a_daemon_that_hangs_does_not_keep_the_demo(endless: subprocess.Popen[str], times: int, seconds: float) -> None:
+    family = descendants(endless.pid)
+    os.kill(next(pid for pid, line in family.items() if "node2" in line), signal.SIGSTOP)
+    began = time.monotonic()
+    for _ in range(times):
+        endless.send_signal(signal.SIGINT)
+        time.sleep(0.2)  # two at once are one
+    _, stderr = endless.communicate(timeout=2 * STOP_S_MAX)
+    assert time.monotonic() - began < seconds
+    assert endless.returncode == ExitStatus.INTERRUPTED
+    assert times == 2 or "had to kill node2" in stderr
+    wait_for(lambda: not any(alive(pid) for pid in family), 1.0, "the end of every daemon and training process")
+
+
 def test_a_killed_demo_leaves_nothing_behind(endless: subprocess.Popen[str]) -> None:
     family = descendants(endless.pid)
     endless.kill()
