@@ -50,13 +50,14 @@ def simulate(
     from simulations.errors import ScenarioError
     from simulations.report import check_plot, draw
     from simulations.scenario import load
-    from simulations.simulation import run
 
     screen = Screen(as_json)
     try:
         if plot is not None:
             check_plot(plot)
         scenarios = {label: load(scenario, [*(changes or []), *change], seed) for label, change in _variants(compare)}
+        from simulations.simulation import run  # loads torch, so that a wrong flag is told at once
+
         results = {}
         for label, one in scenarios.items():
             with _progress(screen, label or one.name, one) as progress:

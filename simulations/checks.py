@@ -61,6 +61,12 @@ class Checks:
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(f"{rule} at {now:.3f} s{'' if who is None else f', node {who}'}: {text}")
 
+    @property
+    def sentences(self) -> list[str]:
+        """The violations, and how many more there were than are kept."""
+        more = self.count - len(self.violations)
+        return [*self.violations, *([f"and {more} more"] if more else [])]
+
     def raised(self, now: float, who: int, event: Event, error: Exception) -> None:
         """S5: something left `handle`."""
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -212,9 +212,7 @@ class Node:
         limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
         check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max)
         held = limits.own_models_kept + limits.models_ready_max + self._around.merge_inputs_max
-        check(
-            now, self.index, "blobs", len(self._blobs), held + 2
-        )  # the present model, and the next one
+        check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 
     def _violated(self, rule: str, text: str) -> None:
         self._around.checks.violated(self._around.world.now, self.index, rule, text)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulations.errors import ScenarioError
-from simulations.simulation import Point, Result
+
+if TYPE_CHECKING:
+    from simulations.simulation import Point, Result
 
 SIZE_INCHES = (7.0, 4.2)
 DOTS_PER_INCH = 144

@@ -248,7 +248,7 @@ class Simulation:
             isolated=alone,
             components=parts,
             faults=dict(sorted(faults.items())),
-            violations=list(self.checks.violations),
+            violations=self.checks.sentences,
             series=list(self._series),
         )
 

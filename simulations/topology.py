@@ -48,10 +48,14 @@ def _draw(nx: Any, kind: str, nodes: int, degree: int, seed: int) -> Any:
 
 
 def components(nodes: list[int], links: list[tuple[int, int]]) -> int:
-    """How many parts apart the graph of `nodes` and `links` has."""
-    import networkx as nx
+    """How many parts apart the graph of `nodes` and `links` has. (Ours, since loading networkx costs every run half a second.)"""
+    part = {node: node for node in nodes}
 
-    graph: Any = nx.Graph()
-    graph.add_nodes_from(nodes)
-    graph.add_edges_from(links)
-    return int(nx.number_connected_components(graph))
+    def root(node: int) -> int:
+        while part[node] != node:
+            part[node] = node = part[part[node]]
+        return node
+
+    for one, other in links:
+        part[root(one)] = root(other)
+    return len({root(node) for node in nodes})

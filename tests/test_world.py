@@ -249,7 +249,10 @@ def test_a_partition_stops_dials() -> None:
     bench.rules.add(lambda packet: DROP)
     bench.dial(0, 1)
     bench.world.run(10.0)
-    assert bench.machines[0].last() == (5.0, DialFailed(bench.machines[1].peer, (address_of(1, bench.machines[1].peer),), "timed out"))
+    assert bench.machines[0].last() == (
+        5.0,
+        DialFailed(bench.machines[1].peer, (address_of(1, bench.machines[1].peer),), "timed out"),
+    )
 
 
 def test_a_process_that_ends_closes_its_links_and_lost_power_does_not() -> None:
