@@ -22,6 +22,7 @@ SIGNATURE_BYTES = 64
 
 # multihash: identity code 0x00, length 0x24; protobuf PublicKey: type Ed25519 (0x08 0x01), data of 32 bytes (0x12 0x20)
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
+_PEER_TEXT_CHARACTERS = 52
 
 
 class Identity:
@@ -60,6 +61,8 @@ def peer_text(peer: PeerId) -> str:
 
 def peer_from_text(text: str) -> PeerId:
     """The peer id of a libp2p text form. Raises ValueError when `text` names no Ed25519 peer."""
+    if len(text) != _PEER_TEXT_CHARACTERS:  # decoding takes the square of the length
+        raise ValueError(f"a peer id of an Ed25519 key has {_PEER_TEXT_CHARACTERS} characters, not {len(text)}")
     try:
         raw = base58.b58decode(text)
     except ValueError as error:

@@ -13,7 +13,9 @@ class Limits:
     """How much of anything a core keeps, accepts or waits for. Presets below; override with `dataclasses.replace`."""
 
     # wire
-    frame_bytes_max: int = 16 * 1024  # control frames; the largest honest one (a shuffle) stays under 8 KiB
+    # Control frames. The largest honest one (8 contacts of 4 longest addresses) has 8,600 bytes. Decoding takes up to 80 bytes
+    # for each one, nested arrays, and must stay under 4 × the frame + 1 MiB.
+    frame_bytes_max: int = 12 * 1024
     address_bytes_max: int = 256  # a multiaddr with a DNS name (253 at most) or a relay; longer ones are junk
     addresses_max: int = 4  # per contact: a node behind NAT has one or two that matter (guess)
     text_bytes_max: int = 200  # reasons said in a goodbye: one sentence
@@ -73,6 +75,13 @@ class Limits:
                 raise ValueError(f"limit {name} must be above zero")
         if self.active_view_min > self.active_view_max:
             raise ValueError("active_view_min is above active_view_max")
+        if self.links_max <= self.active_view_max:
+            raise ValueError("links_max must be above active_view_max, or nobody new is ever heard")
+        if self.window_chunks > self.serve_chunks_max:
+            raise ValueError("window_chunks is above serve_chunks_max: peers would refuse to serve us")
+        contact_bytes = 40 + self.addresses_max * (self.address_bytes_max + 3)
+        if (1 + self.shuffle_active_max + self.shuffle_passive_max) * contact_bytes > self.frame_bytes_max:
+            raise ValueError("a full shuffle does not fit into frame_bytes_max")
 
 
 LAPTOP = Limits()

@@ -49,6 +49,7 @@ UINT_MAX = (1 << 53) - 1  # exact in every language's numbers
 INDEX_MAX = (1 << 32) - 1
 PROOF_HASHES_MAX = 32
 HOPS_MAX = 16
+BODY_FIELDS = 6  # of a signed offer
 
 PENALTY_MALFORMED = 40.0  # bytes that no honest program sends: three strikes
 PENALTY_SIGNATURE = 100.0  # a forged signature is no accident
@@ -147,6 +148,15 @@ def _bad(reason: str) -> RemoteError:
     return RemoteError(reason, PENALTY_MALFORMED)
 
 
+def contacts_max(limits: Limits) -> int:
+    """The most contacts in one shuffle: the sender, and some of each view."""
+    return 1 + limits.shuffle_active_max + limits.shuffle_passive_max
+
+
+def _no_map(pairs: object) -> None:
+    raise ValueError("maps")  # an empty one passes max_map_len=0 and costs 72 bytes for its one
+
+
 def _unpack(data: Buffer, limits: Limits) -> list[Any]:
     try:
         value = msgpack.unpackb(
@@ -154,7 +164,8 @@ def _unpack(data: Buffer, limits: Limits) -> list[Any]:
             raw=False,
             use_list=True,
             strict_map_key=True,
-            max_array_len=32,
+            object_pairs_hook=_no_map,
+            max_array_len=max(BODY_FIELDS, contacts_max(limits), limits.addresses_max),
             max_map_len=0,
             max_ext_len=0,
             max_bin_len=512,
@@ -227,8 +238,7 @@ class _Fields:
 
     def contacts(self) -> tuple[Contact, ...]:
         values: list[Any] = self._next(list)
-        top = 1 + self._limits.shuffle_active_max + self._limits.shuffle_passive_max
-        if len(values) > top:
+        if len(values) > contacts_max(self._limits):
             raise _bad(f"{self._what} with {len(values)} contacts")
         return tuple(_Fields([value], 1, self._what, self._limits).contact() for value in values)
 
@@ -276,7 +286,7 @@ def _pong(values: list[Any], limits: Limits) -> Message:
 def _offer(values: list[Any], limits: Limits) -> Message:
     f = _Fields(values, 3, "offer", limits)
     body, signature, pull = f.blob(), f.fixed(SIGNATURE_BYTES), f.flag()
-    b = _Fields(_unpack(body, limits), 6, "offer body", limits)
+    b = _Fields(_unpack(body, limits), BODY_FIELDS, "offer body", limits)
     author = PeerId(b.fixed(KEY_BYTES))
     sequence, age, samples = b.uint(), b.uint(), b.uint()
     digest, size = Digest(b.fixed(DIGEST_BYTES)), b.uint()

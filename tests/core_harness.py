@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -33,11 +34,13 @@ LATENCY_S = 0.01
 TRAIN_S = 0.5
 
 
+@cache
 def identity(number: int) -> Identity:
     """The key of node `number`."""
     return Identity(number.to_bytes(32, "big"))
 
 
+@cache
 def address(number: int) -> str:
     """Where node `number` is dialled."""
     return f"/sim/{number}/p2p/{peer_text(identity(number).peer)}"
@@ -48,11 +51,13 @@ def contact(number: int) -> Contact:
     return Contact(identity(number).peer, (address(number),))
 
 
+@cache
 def blob(name: object, size: int = SIZE) -> bytes:
     """Some model's bytes."""
     return random.Random(str(name)).randbytes(size)
 
 
+@cache
 def digest_of(name: object, size: int = SIZE) -> Digest:
     """The digest of `blob(name)`."""
     return Tree.of(blob(name, size)).digest
@@ -84,6 +89,7 @@ class Bench:
         self.limits: Limits = options.get("limits", LAPTOP)
         self.core = make_core(0, **options)
         self.all: list[fx.Effect] = []
+        self._record = 0
         self.last: list[fx.Effect] = []
 
     def do(self, event: ev.Event, after: float = 0.0) -> list[fx.Effect]:
@@ -91,6 +97,7 @@ class Bench:
         self.now += after
         self.last = self.core.handle(event, self.now)
         self.all += self.last
+        self._record = next((one.sequence for one in self.of(fx.Store, self.last)), self._record)
         return self.last
 
     def tick(self, after: float = 0.0) -> list[fx.Effect]:
@@ -144,7 +151,7 @@ class Bench:
 
     def store(self) -> list[fx.Effect]:
         """The newest record is durable."""
-        return self.do(ev.Stored(self.of(fx.Store, self.all)[-1].sequence))
+        return self.do(ev.Stored(self._record))
 
     def round(self, name: object, size: int = SIZE) -> list[fx.Effect]:
         """One whole round: train, merge what is there (always kept), store."""
@@ -301,7 +308,7 @@ class Swarm:
                 self.counts[f"{kind.name}: {text}"] += 1
 
     def _new_model(self, number: int, name: object) -> Digest:
-        data = blob((number, name), self.size)
+        data = random.Random(f"{number} {name}").randbytes(self.size)
         digest = Tree.of(data).digest
         self.blobs[number][digest] = data
         return digest

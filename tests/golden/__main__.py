@@ -1,0 +1,5 @@
+"""Writes the golden frames anew."""
+
+from tests.golden import write
+
+write()
