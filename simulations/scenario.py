@@ -49,10 +49,9 @@ class Scenario:
     test_samples: int = _within(2000, 1, 10_000_000)  # the first so many of the test data are evaluated
     evaluate_s: float = _within(5.0, 0.001, 1e6)  # time between two points of the series
     target_accuracy: float = _within(0.0, 0, 1)  # promised mean accuracy at the end; 0: nothing promised
-    threads: int = _within(
-        1, 1, 256
-    )  # torch threads, fixed so that sums are too; small models are slower with two, far slower on
-    # a machine that is busy (measured: churn, 60 virtual s, 8 s with one, 43 s with two)
+    # torch threads, fixed so that sums are too. Small models gain nothing from two, and on a busy machine two wait for each other
+    # (measured: churn, 60 virtual s beside three other jobs on two cores: 8 s with one, 43 s with two)
+    threads: int = _within(1, 1, 256)
 
     # how it is learned
     merge: str = "VarianceCorrected"
