@@ -28,6 +28,7 @@ from protocols.identity import PeerId
 
 LENGTH_BYTES = 4
 READ_BYTES = 256 * 1024  # taken from a stream at once: fewer window updates than with 64 KiB
+FRAME_COST_BYTES = 256  # what a waiting frame costs besides its content (measured: under 150), so that empty ones are bounded too
 PIECE_BYTES = FRAME_BYTES  # 64 KiB would make two Noise messages of each piece, and halve the speed
 
 log = logging.getLogger(__name__)
@@ -144,10 +145,11 @@ class Inbox:
     """Frames read from one stream and not yet taken by the driver: a bound, and a way to wait for room."""
 
     def __init__(self, bytes_max: int, wake_soon: Callable[[Callable[[], None]], None]) -> None:
-        self.frames_taken = 0  # these two are written by the asyncio side only
+        self.frames_taken = 0  # these three are written by the asyncio side only
         self.bytes_taken = 0
+        self._cost_taken = 0
         self._bytes_max = bytes_max
-        self._bytes_read = 0  # these two by the trio side only
+        self._cost_read = 0  # these two by the trio side only
         self._blocked = False
         self._room = trio.Event()
         self._wake_soon = wake_soon
@@ -156,6 +158,7 @@ class Inbox:
         """The driver has taken a frame of `size` bytes (asyncio side)."""
         self.frames_taken += 1
         self.bytes_taken += size
+        self._cost_taken += size + FRAME_COST_BYTES
         if self._blocked:
             self._wake_soon(self._make_room)
 
@@ -164,11 +167,11 @@ class Inbox:
 
     async def add(self, size: int) -> None:
         """Count a frame that was read, and wait while there are too many: the stream's window then stops the peer."""
-        self._bytes_read += size
-        while self._bytes_read - self.bytes_taken > self._bytes_max:
+        self._cost_read += size + FRAME_COST_BYTES
+        while self._cost_read - self._cost_taken > self._bytes_max:
             self._room = trio.Event()
             self._blocked = True
-            if self._bytes_read - self.bytes_taken > self._bytes_max:
+            if self._cost_read - self._cost_taken > self._bytes_max:
                 await self._room.wait()
             self._blocked = False
 

@@ -357,8 +357,10 @@ async def main():
     two.dial(two.peer, one.addresses)
     one.dial(bytes([7]) * 32, two.addresses)
     one.dial(two.peer, ("garbage",))
-    one.dial(None, two.addresses)
     while len(events) < 4:
+        await asyncio.sleep(0.01)
+    one.dial(None, two.addresses)
+    while len(events) < 6:
         await asyncio.sleep(0.01)
     await two.stop()
     await one.stop()

@@ -14,6 +14,7 @@ from libp2p.abc import INetStream
 from p2pnode.errors import ConfigError
 from p2pnode.libp2p_bridge import Mailbox
 from p2pnode.libp2p_engine import CONTROL, Event
+from p2pnode.libp2p_link import FRAME_COST_BYTES
 from p2pnode.libp2p_transport import Libp2pTransport
 from p2pnode.transport import TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
@@ -134,6 +135,17 @@ async def test_a_busy_driver_stops_the_sender_and_holds_a_bounded_amount(world: 
     one.transport.hangup(two.peer, "enough")
     await two.next(PeerDown)
     assert len(two.all(Frame)) >= TransportLimits().bulk_queue_bytes_max // len(CHUNK)
+
+
+async def test_a_flood_of_tiny_frames_is_bounded_too(world: Libp2pWorld) -> None:
+    one, two = await world.pair()
+    count = 40_000
+    for _ in range(count):
+        one.transport.send(two.peer, b"x", bulk=True)
+    time.sleep(1)  # noqa: ASYNC251  (as above)
+    held = len(inner(two)._from_trio._messages)
+    assert 0 < held <= TransportLimits().inbox_bytes_max // FRAME_COST_BYTES + 2
+    await two.next(Frame, count)
 
 
 async def test_a_host_that_dies_is_replaced_on_the_same_port(world: Libp2pWorld, caplog: pytest.LogCaptureFixture) -> None:
