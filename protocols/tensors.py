@@ -207,7 +207,12 @@ def check_block(spec: TensorSpec, block: Tensor) -> None:
 
 def blocks(value: Tensor) -> Iterator[Tensor]:
     """`value` as flat pieces, small enough that what is done to one piece after the other happens in a cache."""
-    yield from torch.split(value.reshape(-1), BLOCK if value.device.type == "cpu" else DEVICE_BLOCK)
+    flat = value.reshape(-1)
+    size = BLOCK if value.device.type == "cpu" else DEVICE_BLOCK
+    if flat.numel() <= size:
+        yield flat  # most tensors: slicing would cost more than the arithmetic on a small one
+    else:
+        yield from (flat[at : at + size] for at in range(0, flat.numel(), size))
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from protocols.merging import RULES, FedAvg, MergeRule, VarianceCorrected
+from protocols.merging.variance_corrected import moments
 from protocols.tensors import Role, Schema, TensorSpec
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -145,6 +146,18 @@ def test_scale_holds_for_5000_merges(dtype: torch.dtype) -> None:
     assert all(float(model.double().std()) == pytest.approx(0.05, rel=0.05) for model in models)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("offset", "scale"), [(0, 1), (3, 1e-2), (1000, 1e-3), (0, 1e-25), (1, 1e25), (0.1, 0), (0, 0), (-1e30, 0)]
+)
+def test_variance_is_measured_at_any_scale(offset: float, scale: float, dtype: torch.dtype) -> None:
+    """Where float32 sums of squares vanish, overflow or drown in the mean; a constant has exactly none."""
+    value = (torch.randn(150_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scale + offset).to(dtype)
+    found = moments(value)
+    assert found.variance == pytest.approx(value.double().numpy().var() if scale else 0, rel=1e-5)
+    assert found.mean == pytest.approx(float(value.double().mean()), rel=1e-6, abs=1e-5 * scale)
+
+
 @pytest.mark.parametrize(
     ("own", "received"),
     [
@@ -220,6 +233,15 @@ def test_identical_models_are_a_fixed_point(
         rule, own, [own.clone() for _ in range(count)], data.draw(weights), [data.draw(weights) for _ in range(count)]
     )
     assert torch.equal(merged, own)
+
+
+@each_rule
+@each_dtype
+def test_tensors_of_one_element_and_of_none(rule: MergeRule, dtype: torch.dtype) -> None:
+    for shape in ((), (1,), (1, 1)):
+        merged = single(rule, torch.full(shape, 2, dtype=dtype), [torch.full(shape, 5, dtype=dtype)], 2, [1])
+        assert torch.equal(merged, torch.full(shape, 3, dtype=dtype))
+    assert single(rule, torch.empty(0, 3, dtype=dtype), [torch.empty(0, 3, dtype=dtype)]).shape == (0, 3)
 
 
 @each_rule
