@@ -30,7 +30,7 @@ from protocols.wire import Type, check_offer, decode
 
 LOOK_S = 1.0  # between two looks into a core
 VIOLATIONS_MAX = 100  # sentences kept; the count goes on
-OFFERS_KEPT = 2048  # per node: far more than a core keeps
+OFFERS_KEPT = 512  # per node: far more than a core keeps
 VERIFIED_KEPT = 100_000  # signatures that needn't be verified again for the next of a model's receivers
 
 

@@ -133,6 +133,10 @@ class Fleet:
         """Views of one model's tensors."""
         return {name: value[row] for name, value in self.state.items()}
 
+    def finite(self, row: int) -> bool:
+        """Whether all of one model's values are finite."""
+        return all(bool(torch.isfinite(value[row]).all()) for value in self.state.values())
+
     def put(self, row: int, state: Mapping[str, Tensor]) -> None:
         """Replace one model's tensors; its momentum stays."""
         for name, value in state.items():

@@ -248,6 +248,8 @@ class Node:
             else:
                 inputs.append((one.digest, one.weight, self._state(blob)))
         outcome = self._around.learners.merge(self.index, merge.own_weight, inputs)
+        if outcome.kept and not self._around.learners.fleet.finite(self.index):
+            self._violated("S1", "keeps a merged model that is not finite")
         blob = self._keep_model() if outcome.kept else self.blob
         return Merged(blob.tree.digest, len(blob.data), outcome.kept, outcome.used, outcome.faults, outcome.loss)
 

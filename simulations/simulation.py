@@ -101,8 +101,7 @@ class Simulation:
         self._acts = schedule(scenario, self.world.randomness("nemesis"))
         self._victims = self.world.randomness("victims")
         self._identities = scenario.nodes + sum(1 for one in self._acts if one.act is Act.JOIN)
-        graph = topology.neighbours(scenario.topology, scenario.nodes, scenario.degree, self.world.seed("topology"))
-        self._graph = graph
+        self.graph = topology.neighbours(scenario.topology, scenario.nodes, scenario.degree, self.world.seed("topology"))
         self._limits = scenario.protocol_limits()
         self.learners = Learners(scenario, self.world, self._identities)
         self.rules = Rules()
@@ -111,7 +110,7 @@ class Simulation:
         self.network = Network(self.world, self.rules, latency_s, scenario.bandwidth_mbit, scenario.dial_timeout_s)
         schema = self.learners.schema
         scope = swarm_digest(SWARM) + schema.digest
-        self.checks = Checks(self._limits, scope, schema.size, overlay=graph is None)
+        self.checks = Checks(self._limits, scope, schema.size, overlay=self.graph is None)
         self._around = Surroundings(
             self.world, self.network, self.learners, self.checks, Library(), self._limits,
             scenario.merge_inputs_max, scenario.merge_s, scenario.fsync_s,
@@ -168,7 +167,7 @@ class Simulation:
         drawn = world.randomness("pace", index)
         factor = 1 + scenario.speed_spread * drawn.uniform(-1, 1)
         node = self.nodes[index] = Node(index, key.peer, self._around, _pace(scenario, factor, drawn))
-        neighbours = None if self._graph is None else tuple(self._contacts[other] for other in self._graph[index])
+        neighbours = None if self.graph is None else tuple(self._contacts[other] for other in self.graph[index])
         settings = CoreSettings(
             SWARM, self.learners.schema.digest, self.learners.samples(index), self._limits, scenario.gossip(), neighbours
         )
@@ -176,7 +175,7 @@ class Simulation:
         addresses = self._contacts[index].addresses
         self.network.attach(node)
         node.start(Core(key, settings, model, world.randomness("core", index), world.now, addresses))
-        if self._graph is None:
+        if self.graph is None:
             known = [self._contacts[one].addresses[0] for one in range(scenario.bootstraps) if one != index]
             node.handle(Join(tuple(known)))
 
@@ -220,7 +219,7 @@ class Simulation:
         parts = self._components(living)
         for index in alone:
             self.checks.violated(now, index, "L1", "ends without an active peer")
-        if parts > 1 and len(alone) != parts - 1:
+        if parts - len(alone) > 1:
             self.checks.violated(now, None, "L1", f"the overlay ends in {parts} parts")
         accuracy = self._series[-1].accuracy_mean if self._series else 0.0
         if accuracy < scenario.target_accuracy:
@@ -253,16 +252,16 @@ class Simulation:
         )
 
     def _components(self, living: list[tuple[Node, Snapshot]]) -> int:
-        """Parts of the graph of active links between live nodes old enough to have some."""
-        now, grace = self.world.now, self.scenario.grace_s
-        number = {node.peer: node.index for node, _ in living if now - node.born >= grace}
+        """Parts of the graph of active links between live nodes, not counting parts of nodes too young to have some."""
+        number = {node.peer: node.index for node, _ in living}
         links = [
-            (number[node.peer], number[status.peer])
+            (node.index, number[status.peer])
             for node, seen in living
             for status in seen.peers
-            if status.active and node.peer in number and status.peer in number
+            if status.active and status.peer in number
         ]
-        return topology.components(sorted(number.values()), links)
+        old = [node.index for node, _ in living if self.world.now - node.born >= self.scenario.grace_s]
+        return topology.components(sorted(number.values()), links, old)
 
 
 def _pace(scenario: Scenario, factor: float, randomness: Random) -> Callable[[int], float]:

@@ -6,6 +6,7 @@ swarm, so it is drawn again. "overlay" is no graph: the membership protocol find
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from simulations.errors import ScenarioError
@@ -47,8 +48,11 @@ def _draw(nx: Any, kind: str, nodes: int, degree: int, seed: int) -> Any:
     raise ScenarioError(f"there is no topology '{kind}'.")
 
 
-def components(nodes: list[int], links: list[tuple[int, int]]) -> int:
-    """How many parts apart the graph of `nodes` and `links` has. (Ours, since loading networkx costs every run half a second.)"""
+def components(nodes: Sequence[int], links: Iterable[tuple[int, int]], counted: Sequence[int]) -> int:
+    """How many parts of the graph of `nodes` and `links` have a `counted` node in them.
+
+    Written out since loading networkx would cost every run half a second.
+    """
     part = {node: node for node in nodes}
 
     def root(node: int) -> int:
@@ -58,4 +62,4 @@ def components(nodes: list[int], links: list[tuple[int, int]]) -> int:
 
     for one, other in links:
         part[root(one)] = root(other)
-    return len({root(node) for node in nodes})
+    return len({root(node) for node in counted})

@@ -67,7 +67,7 @@ class World:
         while heap and heap[0][0] <= until:
             self.now, _, action = heapq.heappop(heap)
             action()
-        self.now = until
+        self.now = max(self.now, until)
 
     def note(self, node: int, event: Event) -> None:
         """Add an event that a core is about to be told to the trace."""

@@ -61,7 +61,7 @@ def test_a_given_topology_is_the_active_view(kind: str) -> None:
     simulation = Simulation(small(topology=kind, degree=3, seconds=8.0))
     result = simulation.run()
     assert result.ok, result.violations
-    graph = simulation._graph
+    graph = simulation.graph
     assert graph is not None
     for index, node in simulation.nodes.items():
         active = {status.peer for status in node.core.snapshot(8.0).peers if status.active}

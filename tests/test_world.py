@@ -327,7 +327,7 @@ def test_topologies_are_connected_symmetric_and_the_same_for_a_seed(kind: str) -
     assert graph is not None
     assert all(node in graph[other] and other != node for node, others in enumerate(graph) for other in others)
     links = [(node, other) for node, others in enumerate(graph) for other in others]
-    assert topology.components(list(range(20)), links) == 1
+    assert topology.components(range(20), links, range(20)) == 1
     degrees = {len(others) for others in graph}
     assert degrees == {"fully_connected": {19}, "ring": {2}, "k_regular": {4}}.get(kind, degrees)
 
@@ -338,4 +338,5 @@ def test_impossible_topologies_are_named() -> None:
     with pytest.raises(ScenarioError, match="raise degree"):
         topology.neighbours("erdos_renyi", 200, 1, seed=1)
     assert topology.neighbours("overlay", 5, 5, seed=1) is None
-    assert topology.components([1, 2, 3, 4], [(1, 2)]) == 3
+    assert topology.components([1, 2, 3, 4], [(1, 2)], [1, 2, 3, 4]) == 3
+    assert topology.components([1, 2, 3, 4], [(1, 2)], [1, 2, 3]) == 2
