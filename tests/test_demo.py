@@ -29,13 +29,14 @@ END_S_MAX = 10.0  # for what is left when the demo itself was killed
 START_S_MAX = 60.0  # until daemons and their training processes are there
 
 
+ENDLESS = ("demo", "--nodes", "2", "--seconds", "600", "--target-accuracy", "1", "--json")
+
+
 @pytest.fixture
-def endless() -> Iterator[subprocess.Popen[str]]:
-    """A demo of two nodes that never reaches its target, with all its processes running."""
-    with running("demo", "--nodes", "2", "--seconds", "600", "--target-accuracy", "1", "--json") as process:
-        wait_for(
-            lambda: sum("trainer_process" in line for line in descendants(process.pid).values()) == 2, START_S_MAX, "a start"
-        )
+def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A demo of two nodes that never reaches its target, with both nodes running; its files go into `tmp_path`."""
+    with running(*ENDLESS, env={"TMPDIR": str(tmp_path)}) as process:
+        wait_for(lambda: len(list(tmp_path.glob("*/*/control.sock"))) == 2, START_S_MAX, "two running nodes")
         yield process
 
 
@@ -67,8 +68,9 @@ def test_a_target_that_is_not_reached_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_nothing_behind(endless: subprocess.Popen[str], number: signal.Signals) -> None:
+def test_ctrl_c_leaves_nothing_behind(endless: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
     family = descendants(endless.pid)
+    assert list(tmp_path.glob("p2pnode-demo-*/node2/control.sock")), "the nodes live in the temporary folder"
     began = time.monotonic()
     endless.send_signal(number)
     stdout, stderr = endless.communicate(timeout=2 * STOP_S_MAX)
@@ -78,7 +80,18 @@ def test_ctrl_c_leaves_nothing_behind(endless: subprocess.Popen[str], number: si
     assert (document["ok"], document["error"]) == (False, "interrupted")
     assert "Traceback" not in stderr
     assert len(family) == 4, family
+    assert not list(tmp_path.glob("p2pnode-demo-*")), "no file is left either"
     assert not [line for pid, line in family.items() if alive(pid)]
+
+
+def test_ctrl_c_while_the_nodes_are_starting(tmp_path: Path) -> None:
+    with running(*ENDLESS, env={"TMPDIR": str(tmp_path)}) as process:
+        wait_for(lambda: any("trainer_process" in line for line in descendants(process.pid).values()), START_S_MAX, "a start")
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(STOP_S_MAX) == ExitStatus.INTERRUPTED
+        wait_for(lambda: not any(alive(pid) for pid in family), 1.0, "the end of every daemon and training process")
+    assert not list(tmp_path.glob("p2pnode-demo-*"))
 
 
 @pytest.mark.parametrize(("times", "seconds"), [(1, STOP_S_MAX), (2, 2.0)], ids=["waits, then kills", "a second Ctrl-C kills"])
