@@ -42,7 +42,7 @@ from protocols.randomness import Randomness
 from protocols.scoring import Scores
 from protocols.transfer import Holdings, Transfers
 from protocols.turn import Turn
-from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode
+from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode, is_address
 
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
 
@@ -133,8 +133,9 @@ class Core:
         self._scores = Scores(limits)
         self._holdings = Holdings()
         self._transfers = Transfers(limits, self._holdings)
-        self._members = Membership(identity.peer, limits, randomness, self._links, now, contacts, settings.neighbours)
-        self._members.addresses = addresses[: limits.addresses_max]
+        known = [Contact(c.peer, self._sayable(c.addresses)) for c in contacts]
+        self._members = Membership(identity.peer, limits, randomness, self._links, now, known, settings.neighbours)
+        self._members.addresses = self._sayable(addresses)
         scope = self._swarm + settings.schema
         self._gossip = Gossip(
             identity, scope, settings.gossip, limits, settings.samples, model, randomness,
@@ -143,6 +144,10 @@ class Core:
         self._faults: dict[str, int] = {}
         self._leaving = False
         self._deadline = now
+
+    def _sayable(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that peers take; for any other they would blame us."""
+        return tuple(a for a in addresses if is_address(a, self._limits))[: self._limits.addresses_max]
 
     @property
     def deadline(self) -> float:

@@ -178,6 +178,13 @@ def _unpack(data: Buffer, limits: Limits) -> list[Any]:
     return value
 
 
+def is_address(value: object, limits: Limits) -> bool:
+    """Whether peers take `value` for a multiaddr."""
+    if not isinstance(value, str) or len(value) > limits.address_bytes_max:
+        return False
+    return value.startswith("/") and value.isascii() and value.isprintable()
+
+
 class _Fields:
     """Takes the elements of a decoded array one by one, each with its exact type and bounds."""
 
@@ -225,11 +232,8 @@ class _Fields:
         values: list[Any] = self._next(list)
         if len(values) > self._limits.addresses_max:
             raise _bad(f"{self._what} with {len(values)} addresses")
-        for value in values:
-            if type(value) is not str or not value.startswith("/") or not value.isascii() or not value.isprintable():
-                raise _bad(f"{self._what} with an address that is no multiaddr")
-            if len(value) > self._limits.address_bytes_max:
-                raise _bad(f"{self._what} with an overlong address")
+        if not all(is_address(value, self._limits) for value in values):
+            raise _bad(f"{self._what} with an address that is no multiaddr, or overlong")
         return tuple(values)
 
     def contact(self) -> Contact:
