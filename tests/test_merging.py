@@ -244,13 +244,20 @@ def test_tensors_of_one_element_and_of_none(rule: MergeRule, dtype: torch.dtype)
     assert single(rule, torch.empty(0, 3, dtype=dtype), [torch.empty(0, 3, dtype=dtype)]).shape == (0, 3)
 
 
+def test_a_scale_of_one_but_for_rounding_is_one() -> None:
+    """Shares that add up to 1 - 2e-16 must not pull the smallest elements to the mean."""
+    own = torch.tensor([1e-30, 1.0, 2.0, 3.0])
+    for i in range(1, 200):
+        assert torch.equal(single(VarianceCorrected(), own, [own, own, own], 1, [1, 0.1 * i, 0.7]), own)
+
+
 @each_rule
 def test_weights_of_any_scale(rule: MergeRule) -> None:
     rng = torch.Generator().manual_seed(0)
     a, b, c = torch.randn(3, 50, generator=rng)
-    expected = single(rule, a, [b, c], 1, [2, 4])
-    for factor in (2.0**-990, 2.0**-30, 2.0**990):
-        assert torch.equal(single(rule, a, [b, c], factor, [2 * factor, 4 * factor]), expected)
+    expected = single(rule, a, [b, c], 1, [1, 3])
+    for factor in (2.0**-1074, 2.0**-30, 2.0**1022):  # the smallest there is; three times the largest is close to the end
+        assert torch.equal(single(rule, a, [b, c], factor, [factor, 3 * factor]), expected)
     assert torch.allclose(single(FedAvg(), a, [b, c], 1e-300, [1e-300, 1e300]), c)
     assert torch.allclose(single(FedAvg(), a, [b, c], 1e300, [1e-300, 1e-300]), a)
 
