@@ -32,6 +32,8 @@ POLL_S = 0.5  # between two looks at the nodes; a person can't read faster
 NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simulate`
 EVALUATE_EVERY_S = 1.0  # the demo ends as soon as the target is reached, so it looks often
 INTERRUPTED = "interrupted"
+TARGET_ACCURACY = 0.93  # digits and mnist: every node gets there by exchanging, none alone (measured on 16 and 4 splits)
+TARGETS = {"fashion-mnist": 0.75}  # this small net ends at 0.79 to 0.84 with exchange, at 0.54 to 0.73 alone (3 splits)
 
 NODE_KEYS = (
     *("pid", "peer_id", "peers", "age", "steps", "merges", "bytes_sent", "bytes_received"),
@@ -89,7 +91,9 @@ def register(app: typer.Typer) -> None:
 def demo(
     nodes: Annotated[int, typer.Option(min=2, max=NODES_MAX, help="How many daemons.")] = 4,
     seconds: Annotated[float, typer.Option(min=1, max=86_400, help="Give up after this time.")] = 120,
-    target_accuracy: Annotated[float, typer.Option(min=0, max=1, help="Test accuracy that every node must reach.")] = 0.93,
+    target_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Test accuracy that every node must reach: 0.93, fashion-mnist 0.75.")
+    ] = None,
     task: Annotated[str, typer.Option(help="digits, fashion-mnist, mnist, module:function or path.py:function.")] = "digits",
     alpha: Annotated[float, typer.Option(min=0, help="Dirichlet concentration of labels: 0.3 is far from IID, 0 IID.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the data and the common start.")] = 0,
@@ -102,6 +106,8 @@ def demo(
     Each is a process of its own with its own identity, data and training process, and all talk libp2p over loopback. Exit
     status 0 only if every node reached the target by exchanging models.
     """
+    if target_accuracy is None:
+        target_accuracy = TARGETS.get(task, TARGET_ACCURACY)
     plan = Plan(nodes, seconds, target_accuracy, task, alpha, seed, merge)
     screen = Screen(as_json)
     document, status = asyncio.run(_run(plan, screen, keep))

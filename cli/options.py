@@ -39,8 +39,8 @@ Listen = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MULTIADDR",
-        help="Where to listen; may be repeated. /ip4/127.0.0.1/tcp/0 keeps it on this machine. [default: /ip4/0.0.0.0/tcp/0, "
-        "every network this machine is in, on a free port]",
+        help="Where to listen; may be repeated. /ip4/0.0.0.0/tcp/4001 lets other machines in. [default: /ip4/127.0.0.1/tcp/0, "
+        "this machine only, on a free port]",
     ),
 ]
 

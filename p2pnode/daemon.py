@@ -1,8 +1,8 @@
 """What `p2pnode run` runs: a node, its control socket, and the signals that end it.
 
 Owns the process's signal handlers while it runs, and the verbs of the control API. Prints nothing; whoever starts it hears of
-the start through a callback and reads the log through `logging`. Ends cleanly, within 5 s, on SIGTERM, SIGINT or the verb
-`stop`; it never ends because of a peer, a disk or the training process.
+the start through a callback and reads the log through `logging`. Ends cleanly, within 5 s, on SIGTERM, SIGINT, SIGHUP or the
+verb `stop`; it never ends because of a peer, a disk or the training process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from p2pnode.trainer import TrainerError
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: its terminal was closed
 
 
 async def run_daemon(
@@ -67,7 +67,7 @@ async def _start(node: Node, stop: Callable[[], None]) -> ControlServer:
 
 @contextlib.asynccontextmanager
 async def _until_told() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that the signals set."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
