@@ -179,6 +179,18 @@ def test_without_a_scale_the_mean_stays(own: list[float], received: list[list[fl
         assert torch.isfinite(merged).all()
 
 
+@each_dtype
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_what_cancels_to_rounding_noise_is_not_stretched(dtype: torch.dtype, count: int) -> None:
+    rng = torch.Generator().manual_seed(count)
+    some = torch.randn(count - 1, 2000, generator=rng, dtype=torch.float64)
+    tensors = [tensor.to(dtype) for tensor in (*some, -3 * some.sum(0))]
+    amounts = [3.0] * (count - 1) + [1.0]
+    merged, plain = (single(rule, tensors[0], tensors[1:], 3, amounts[1:]) for rule in (VarianceCorrected(), FedAvg()))
+    assert torch.equal(merged, plain)
+    assert float(plain.double().std()) < EPS[dtype]
+
+
 @examples
 @given(st.lists(st.lists(st.floats(-(2.0**125), 2.0**125, width=32), min_size=3, max_size=3), min_size=2, max_size=5), st.data())
 def test_any_usable_values_give_finite_ones_within_the_target(rows: list[list[float]], data: st.DataObject) -> None:
