@@ -66,10 +66,12 @@ class Liveness:
             self._worse(now)
 
     def recover(self, now: float) -> None:
-        """A while without trouble says that we are well: where peers talk all the time, nobody needs a probe to say it."""
-        better = int((now - self._since) / self._limits.probe_s)
-        if better > 0:
-            self.health, self._since = max(0, self.health - better), now
+        """A while without trouble says that we are well: where peers talk all the time, nobody needs a probe to say it.
+
+        The while is longer than a probe takes to fail, or a node whose every probe fails would think itself well between two.
+        """
+        if now - self._since > self._limits.probe_s + self._limits.probe_timeout_s * self.stretch:
+            self.health, self._since = max(0, self.health - 1), now
 
     def _worse(self, now: float) -> None:
         self.health, self._since = min(self._limits.health_score_max, self.health + 1), now

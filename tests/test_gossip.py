@@ -251,6 +251,22 @@ def test_stale_models_are_not_merged_however_long_training_takes() -> None:
     assert bench.core.snapshot(0).fetches == 0
 
 
+def test_stale_offers_are_forgotten_and_authors_too() -> None:
+    bench = bench_with(1, limits=replace(LAPTOP, fetches_max=1, authors_max=3))
+    for author in (1, 50):
+        bench.say(1, offer_of(author, 1))
+    assert bench.core.snapshot(0).offers_known == 1
+    bench.now += LAPTOP.offer_age_s_max + 1
+    bench.say(1, Ping(1))
+    assert bench.core.snapshot(0).offers_known == 0
+    for author in range(60, 70):
+        receive(bench, 1, author)
+        bench.say(1, offer_of(author, 1))
+        bench.chunk(1, (author, 1))
+        bench.round(author)
+        assert len(bench.core._gossip._heard) <= 3
+
+
 def test_cycles_keep_their_distance_and_settings_are_checked() -> None:
     bench = Bench(gossip=GossipSettings(cycle_s=3.0))
     assert Bench.of(fx.Train, bench.tick())

@@ -77,7 +77,8 @@ def test_text_and_back(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "x" * 52, "0OIl", "12D3KooW", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "12D3KooWÄ", "1" * 52,
+    ["", "1", "x" * 52, "0OIl", "12D3KooW", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "12D3KooWÄ",
+     "1" * 52, "0" * 52, "Ä" * 52,
      peer_text(KEY.peer)[:-1], peer_text(KEY.peer) + "1", "1" + peer_text(KEY.peer), peer_text(KEY.peer) + "\n"],
 )  # fmt: skip
 def test_texts_that_are_no_peer_id(text: str) -> None:

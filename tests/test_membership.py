@@ -149,8 +149,8 @@ def test_our_health_recovers_in_a_chatty_swarm_where_nobody_needs_a_probe() -> N
         bench.say(1, Pong(1))
     slow = bench.core.snapshot(bench.now).health
     assert slow > 3, "late timers say that we are slow"
-    for _ in range(600):
-        bench.say(1, Pong(1), after=0.1)
+    for _ in range(800):
+        bench.say(1, Pong(1), after=0.5)
         if bench.core.deadline <= bench.now:
             bench.tick()
     assert bench.core.snapshot(bench.now).health == 0
