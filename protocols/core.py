@@ -10,13 +10,14 @@ A link is greeted first: both sides send a hello (swarm and schema digests), and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 
 from protocols.effects import Effect, Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.events import DialFailed, Event, Frame, Join, Leave, Merged, PeerDown, PeerUp, Stored, Tick, Trained
 from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
+from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP, Limits
 from protocols.links import Link, State, new_link
@@ -40,13 +41,16 @@ from protocols.messages import (
 )
 from protocols.randomness import Randomness
 from protocols.scoring import Scores
-from protocols.transfer import Holdings, Transfers
+from protocols.serving import Shelf
+from protocols.snapshot import PeerStatus, Snapshot
+from protocols.transfer import Transfers
 from protocols.turn import Turn
 from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode, is_address
 
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
 
-PENALTY_RUDE = 40.0  # talks before it has said hello, or says hello twice
+PENALTY_RUDE = 40.0  # says hello twice
+PENALTY_EARLY = 2.0  # talks before it has said hello: rude, or a queue was full and the hello is lost
 DEFAULT_GOSSIP = GossipSettings()
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
 
@@ -74,44 +78,6 @@ class CoreSettings:
             raise ValueError(f"samples must be between 0 and {self.limits.age_max}")
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """What we know of a connected peer. Times in seconds of the driver's clock; `score`: penalty points."""
-
-    peer: PeerId
-    address: str
-    addresses: tuple[str, ...]
-    active: bool
-    since: float
-    round_trip_s: float | None
-    offers: int
-    merges: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of a core, for people, metrics and checks."""
-
-    peers: tuple[PeerStatus, ...]
-    active_count: int
-    passive_count: int
-    known: tuple[Contact, ...]  # contacts worth remembering across a restart
-    phase: Phase
-    digest: bytes
-    age: int
-    steps: int
-    sequence: int
-    merges: int
-    merges_refused: int
-    models_ready: int
-    offers_known: int
-    fetches: int
-    blobs_held: int
-    health: int
-    faults: dict[str, int] = field(default_factory=dict)
-
-
 class Core:
     """One participant. Never reads a clock, a socket, a file or global randomness."""
 
@@ -133,13 +99,14 @@ class Core:
         self._scores = Scores(limits)
         self._holdings = Holdings()
         self._transfers = Transfers(limits, self._holdings)
+        self._shelf = Shelf(limits, self._holdings)
         known = [Contact(c.peer, self._sayable(c.addresses)) for c in contacts]
         self._members = Membership(identity.peer, limits, randomness, self._links, now, known, settings.neighbours)
         self._members.addresses = self._sayable(addresses)
         scope = self._swarm + settings.schema
         self._gossip = Gossip(
             identity, scope, settings.gossip, limits, settings.samples, model, randomness,
-            self._members.active, self._transfers, self._holdings, now,
+            self._members.active, self._transfers, self._shelf, self._holdings, now,
         )  # fmt: skip
         self._faults: dict[str, int] = {}
         self._leaving = False
@@ -280,7 +247,7 @@ class Core:
         elif isinstance(message, Hello):
             self._on_hello(link, message, turn)
         elif link.state is State.GREETING:
-            raise RemoteError("message before hello", PENALTY_RUDE)
+            raise RemoteError("message before hello", PENALTY_EARLY)
         else:
             self._on_open_message(link, message, turn)
 
@@ -290,7 +257,7 @@ class Core:
             case SignedOffer():
                 self._gossip.on_offer(link, message, turn)
             case Want():
-                self._transfers.on_want(link.peer, message, turn)
+                self._shelf.on_want(link.peer, message, turn)
             case Chunk():
                 digest = self._transfers.on_chunk(link.peer, message, turn)
                 if digest is not None:

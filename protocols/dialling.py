@@ -33,6 +33,7 @@ def contact_of(address: str) -> Contact | None:
 class _Wait:
     failures: int
     until: float
+    alone: float  # until when, while nobody else is left
 
 
 class Dialler:
@@ -60,16 +61,18 @@ class Dialler:
         wait = self._waits.get(target)
         return wait.failures if wait else 0
 
-    def ready(self, target: PeerId, now: float) -> bool:
-        """Whether `target` may be dialled now."""
-        return self.free > 0 and self.next_at(target) <= now
+    def ready(self, target: PeerId, now: float, *, alone: bool) -> bool:
+        """Whether `target` may be dialled now; sooner when we are `alone`."""
+        return self.free > 0 and self.next_at(target, alone=alone) <= now
 
-    def next_at(self, target: PeerId) -> float:
+    def next_at(self, target: PeerId, *, alone: bool) -> float:
         """When `target` may be dialled at the earliest (0: at once); infinite while it is being dialled."""
         if target in self._in_flight:
             return float("inf")
         wait = self._waits.get(target)
-        return wait.until if wait else 0.0
+        if wait is None:
+            return 0.0
+        return min(wait.until, wait.alone) if alone else wait.until
 
     def dial(self, contact: Contact, turn: Turn) -> None:
         """Ask for a link to `contact`; call only when `ready`."""
@@ -89,12 +92,14 @@ class Dialler:
         self._in_flight.pop(target, None)
         failures = self.failures(target)
         wait_s = min(self._limits.redial_s_max, self._limits.redial_s_min * 2**failures)
-        self._wait(target, _Wait(min(failures + 1, 32), now + wait_s * self._randomness.uniform(0.5, 1.0)))
+        jitter = self._randomness.uniform(0.5, 1.0)
+        self._wait(target, _Wait(min(failures + 1, 32), now + wait_s * jitter, now + self._limits.redial_alone_s_max * jitter))
 
     def refused(self, target: PeerId, now: float) -> None:
         """`target` is of no use to us (another swarm or schema): leave it alone for long."""
         self._in_flight.pop(target, None)
-        self._wait(target, _Wait(1, now + self._limits.refused_s))
+        until = now + self._limits.refused_s
+        self._wait(target, _Wait(1, until, until))
 
     def _wait(self, target: PeerId, wait: _Wait) -> None:
         self._waits[target] = wait

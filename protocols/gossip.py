@@ -15,7 +15,7 @@ nor say two things under one sequence number: the number is stored before it is 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -23,13 +23,15 @@ from enum import Enum
 from protocols.effects import Input, Kind, Merge, Store, Train
 from protocols.errors import RemoteError
 from protocols.events import Merged, Stored, Trained
+from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId
 from protocols.limits import Limits
 from protocols.links import Link
 from protocols.merkle import Digest
 from protocols.messages import Offer, SignedOffer
 from protocols.randomness import Randomness
-from protocols.transfer import Holdings, Transfers
+from protocols.serving import Shelf
+from protocols.transfer import Transfers
 from protocols.turn import Turn
 from protocols.wire import check_offer, sign_offer
 
@@ -97,12 +99,13 @@ class Gossip:
         randomness: Randomness,
         active: Mapping[PeerId, Link],
         transfers: Transfers,
+        shelf: Shelf,
         holdings: Holdings,
         now: float,
     ) -> None:
         self._identity, self._scope, self._settings, self._limits = identity, scope, settings, limits
         self._samples, self._randomness, self._active = samples, randomness, active
-        self._transfers, self._holdings = transfers, holdings
+        self._transfers, self._shelf, self._holdings = transfers, shelf, holdings
         self.digest, self.size = model.digest, model.size
         self.age, self.steps, self.sequence = model.age, model.steps, model.sequence
         self.phase = Phase.RESTING
@@ -113,7 +116,6 @@ class Gossip:
         self._ready: dict[PeerId, _Candidate] = {}  # by author: fetched, waiting for the next merge
         self._merging: tuple[Offer, ...] = ()
         self._heard: dict[PeerId, int] = {}  # author → newest sequence number given to a merge
-        self._published: deque[Digest] = deque()
         self._offer: SignedOffer | None = None  # our newest, once its number is stored
         holdings.keep(model.digest)
 
@@ -278,7 +280,7 @@ class Gossip:
         """Our number is safe: say it."""
         assert self.phase is Phase.STORING, "a record that nobody stored"
         assert event.sequence == self.sequence, "records are stored in order"
-        self._publish(turn)
+        self._shelf.publish(self.digest, self.size, turn)
         offer = Offer(self._identity.peer, self.sequence, self.age, self._samples, self.digest, self.size)
         self._offer = sign_offer(self._identity, self._scope, offer, pull=True)
         partners = list(self._active.values())
@@ -337,16 +339,3 @@ class Gossip:
         self.phase = Phase.STORING
         self.sequence += 1
         turn.add(Store(self.sequence, self.age, self.steps, self.digest))
-
-    def _publish(self, turn: Turn) -> None:
-        """Serve our present model, and the few before it that may still be asked for."""
-        if self.digest in self._published:
-            self._published.remove(self.digest)
-        else:
-            self._holdings.keep(self.digest)
-            self._transfers.serve(self.digest, self.size)
-        self._published.append(self.digest)
-        if len(self._published) > self._limits.own_models_kept:
-            old = self._published.popleft()
-            self._transfers.unserve(old)
-            self._holdings.release(old, turn)

@@ -43,7 +43,8 @@ class Limits:
     links_max: int = 32  # links up at once, members or not: a bound on state per peer; the last few only for those we dial
     dials_max: int = 4  # dials in flight (guess)
     redial_s_min: float = 1.0  # backoff for an address that failed, doubled each time, with jitter
-    redial_s_max: float = 60.0  # a node that starts alone asks its bootstraps at least this often
+    redial_s_max: float = 60.0  # a contact is tried at least this often
+    redial_alone_s_max: float = 5.0  # and this often while nobody else is left: being alone is what a node is not for
     refused_s: float = 300.0  # a peer of another swarm or schema isn't dialled again for so long
     contacts_known_max: int = 256  # remembered backoffs, refusals: a table that strangers can grow
 
@@ -65,8 +66,11 @@ class Limits:
     chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
     serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB
     serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
-    serve_digests_max: int = 256  # (peer, digest) pairs whose serving is counted: more than links_max times own_models_kept
-    own_models_kept: int = 3  # of our own past models still served: an offer may be answered late
+    serve_readers_max: int = 64  # readers of one model whose asking is counted: twice links_max
+    own_models_kept: int = 3  # of our own past models always served: an offer may be answered late
+    serve_idle_s_max: float = 15.0  # an older one stays while chunks of it are asked for this often (guess)
+    serve_models_max: int = 12  # served at once, however slow their readers: a bound on disk
+    late_fetches_max: int = 256  # fetches given up whose last chunks may still come
     models_ready_max: int = 8  # fetched and waiting for the next merge
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class Limits:
             raise ValueError("active_view_min is above active_view_max")
         if self.links_max <= self.active_view_max:
             raise ValueError("links_max must be above active_view_max, or nobody new is ever heard")
+        if self.own_models_kept > self.serve_models_max:
+            raise ValueError("own_models_kept is above serve_models_max")
         if self.window_chunks > self.serve_chunks_max:
             raise ValueError("window_chunks is above serve_chunks_max: peers would refuse to serve us")
         contact_bytes = 40 + self.addresses_max * (self.address_bytes_max + 3)

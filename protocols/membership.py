@@ -4,10 +4,11 @@ Owns the *active view* (a few peers with a link each way, the only ones we gossi
 when an active peer dies). It never learns who "everybody" is and never needs to: knowing one member is enough.
 
 The algorithm is HyParView (Leitão, Pereira, Rodrigues 2007): a newcomer is introduced by random walks (ForwardJoin), views stay
-symmetric (Neighbour / NeighbourReply), passive views are mixed by shuffles. Three changes: shuffles go to a direct neighbour,
+symmetric (Neighbour / NeighbourReply), passive views are mixed by shuffles. Four changes: shuffles go to a direct neighbour,
 not along a walk, since a walk would need a link of its own for the answer (mixing then takes a few more rounds); peers are
-probed actively (`liveness`), since a frozen peer's link stays up; and seeds (bootstraps) are asked again, for ever, whenever
-nobody else is left.
+probed actively (`liveness`), since a frozen peer's link stays up; seeds (bootstraps) are asked again, for ever, whenever
+nobody else is left; and whoever must be let in never takes the place of one of the oldest active peers, or five strangers
+in urgent need could surround a node at once.
 
 With `fixed` neighbours (a given topology, for experiments) the active view is exactly those of them who are up.
 """
@@ -221,14 +222,15 @@ class Membership:
         times = [self.liveness.due(link) for link in self.active.values()]
         times.append(self._next_shuffle)
         if self._room() > 0:
-            times.extend(self.dialler.next_at(target) for target in self._wanted())
+            times.extend(self.dialler.next_at(target, alone=not self.active) for target in self._wanted())
         return min(times)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _activate(self, link: Link, turn: Turn) -> None:
         if len(self.active) >= self._limits.active_view_max and self._fixed is None:
-            loser = self.active[self._randomness.choice(list(self.active))]
+            young = list(self.active)[self._limits.active_view_min :] or list(self.active)[-1:]
+            loser = self.active[self._randomness.choice(young)]
             self._drop(loser, "made room", Goodbye.VIEW_FULL, turn)
         self.active[link.peer] = link
         self.passive.pop(link.peer, None)
@@ -297,7 +299,7 @@ class Membership:
 
     def _fill(self, turn: Turn) -> None:
         """Dial for the empty places of the active view."""
-        wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now)]
+        wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now, alone=not self.active)]
         self._randomness.shuffle(wanted)
         for target in wanted[: max(0, self._room())]:
             self.dialler.dial(self._contact(target), turn)
@@ -312,7 +314,7 @@ class Membership:
         if contact.peer in self._links or len(self.active) >= self._limits.active_view_max:
             return
         self._hear_of(contact)
-        if self.dialler.ready(contact.peer, turn.now) and contact.addresses:
+        if self.dialler.ready(contact.peer, turn.now, alone=not self.active) and contact.addresses:
             self.dialler.dial(self.passive.get(contact.peer, contact), turn)
 
     def __repr__(self) -> str:

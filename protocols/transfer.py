@@ -1,9 +1,8 @@
 """Moving blobs: want → chunks → a verified blob. Pull only.
 
-Owns the fetches in progress and the list of what we serve. Memory is spent only on what we asked for: a fetch asks for a
-*window* of chunks at a time, every chunk is verified alone against the digest (`merkle`) before it is kept, and a fetch whose
-source fails goes on with another source of the same digest where it stopped. A chunk that wasn't asked for is a fault. On
-the serving side a peer may ask for the same blob a few times, not for ever.
+Owns the fetches in progress; what others fetch from us is `serving`'s. Memory is spent only on what we asked for: a fetch asks
+for a *window* of chunks at a time, every chunk is verified alone against the digest (`merkle`) before it is kept, and a fetch
+whose source fails goes on with another source of the same digest where it stopped. A chunk that wasn't asked for is a fault.
 
 The bytes themselves stay with the driver (`WriteChunk`, `SendBlob`, `Discard`). Idea: Bitswap's want lists; BitTorrent's
 pipelined requests (ask for the next window when half of the last one is there).
@@ -14,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from protocols.effects import Discard, Kind, SendBlob, WriteChunk
+from protocols.effects import Kind, WriteChunk
 from protocols.errors import RemoteError
+from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree, chunk_count, chunk_size, verify_chunk
-from protocols.messages import Chunk, Gone, Want
+from protocols.messages import Chunk, Want
 from protocols.turn import Turn
 from protocols.wire import encode_chunk
 
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
-PENALTY_LATE_CHUNK = 1.0  # we gave up on it a moment ago: counted, but it may be nobody's fault
-PENALTY_BAD_WANT = 20.0
+PENALTY_LATE_CHUNK = 0.0  # asked for, then given up: counted, but a peer that answers late has done nothing wrong
 
 
 def blob_frames(digest: Digest, data: Buffer, tree: Tree, first: int, count: int) -> Iterator[bytes]:
@@ -35,34 +34,6 @@ def blob_frames(digest: Digest, data: Buffer, tree: Tree, first: int, count: int
     for index in range(first, min(first + count, chunk_count(len(view)))):
         start = index * CHUNK_BYTES
         yield encode_chunk(Chunk(digest, index, tree.proof(index), view[start : start + CHUNK_BYTES]))
-
-
-class Holdings:
-    """Counts why each blob is kept; the last reason gone, it is discarded."""
-
-    __slots__ = ("_counts",)
-
-    def __init__(self) -> None:
-        self._counts: dict[Digest, int] = {}
-
-    def keep(self, digest: Digest) -> None:
-        """One more reason to keep `digest`."""
-        self._counts[digest] = self._counts.get(digest, 0) + 1
-
-    def release(self, digest: Digest, turn: Turn) -> None:
-        """One reason less."""
-        left = self._counts[digest] - 1
-        if left:
-            self._counts[digest] = left
-        else:
-            del self._counts[digest]
-            turn.add(Discard(digest))
-
-    def __contains__(self, digest: Digest) -> bool:
-        return digest in self._counts
-
-    def __len__(self) -> int:
-        return len(self._counts)
 
 
 @dataclass(slots=True)
@@ -76,20 +47,15 @@ class _Fetch:
     missing: int = 0
     cursor: int = 0  # no chunk below it is missing
     asked: set[int] = field(default_factory=set)  # asked of the present source and not here yet
-    given_up: set[PeerId] = field(default_factory=set)  # former sources: their last chunks may still be under way
 
 
 class Transfers:
-    """All fetches of one node, and what it serves."""
+    """All fetches of one node."""
 
     def __init__(self, limits: Limits, holdings: Holdings) -> None:
         self._limits, self._holdings = limits, holdings
         self._fetches: dict[Digest, _Fetch] = {}
-        self._ended: dict[Digest, None] = {}  # fetches that ended lately: their last chunks may still be under way
-        self._served: dict[Digest, int] = {}  # what we serve: digest → size
-        self._asked_of_us: dict[tuple[PeerId, Digest], int] = {}  # chunks asked for so far
-
-    # --- fetching -----------------------------------------------------------------------------------------------------
+        self._late: dict[tuple[PeerId, Digest], int] = {}  # chunks asked for, then given up, that may still be under way
 
     @property
     def fetching(self) -> tuple[Digest, ...]:
@@ -108,7 +74,6 @@ class Transfers:
         fetch = _Fetch(digest, size, list(sources), turn.now, until, bytearray(chunks), chunks)
         self._fetches[digest] = fetch
         self._holdings.keep(digest)
-        self._ended.pop(digest, None)
         self._ask(fetch, turn)
 
     def add_source(self, digest: Digest, peer: PeerId) -> None:
@@ -120,18 +85,8 @@ class Transfers:
     def on_chunk(self, peer: PeerId, chunk: Chunk, turn: Turn) -> Digest | None:
         """Verify and keep one chunk. The digest when this completes the blob, which is then held for the caller."""
         fetch = self._fetches.get(chunk.digest)
-        if fetch is None:
-            late = chunk.digest in self._ended
-            raise (
-                RemoteError("chunk that comes too late", PENALTY_LATE_CHUNK)
-                if late
-                else RemoteError("chunk that nobody asked for", PENALTY_UNASKED_CHUNK)
-            )
-        if chunk.index >= len(fetch.have):
-            raise RemoteError("chunk beyond the end of its blob", PENALTY_UNASKED_CHUNK)
-        if peer != fetch.sources[0] or chunk.index not in fetch.asked:
-            excused = peer in fetch.given_up or (peer in fetch.sources and fetch.have[chunk.index])
-            raise RemoteError("chunk that wasn't asked for", PENALTY_LATE_CHUNK if excused else PENALTY_UNASKED_CHUNK)
+        if fetch is None or peer != fetch.sources[0] or chunk.index not in fetch.asked:
+            raise self._unasked(peer, chunk)
         if len(chunk.data) != chunk_size(fetch.size, chunk.index):
             self._next_source(fetch, turn)
             raise RemoteError("chunk of the wrong size", PENALTY_BAD_CHUNK)
@@ -140,6 +95,14 @@ class Transfers:
             raise RemoteError("chunk that doesn't belong to its digest", PENALTY_BAD_CHUNK)
         return self._keep(fetch, chunk, turn)
 
+    def _unasked(self, peer: PeerId, chunk: Chunk) -> RemoteError:
+        """The fault of a chunk that nobody waits for (any more)."""
+        left = self._late.get((peer, chunk.digest), 0)
+        if left:
+            self._late[peer, chunk.digest] = left - 1
+            return RemoteError("chunk that comes too late", PENALTY_LATE_CHUNK)
+        return RemoteError("chunk that wasn't asked for", PENALTY_UNASKED_CHUNK)
+
     def on_gone(self, peer: PeerId, digest: Digest, turn: Turn) -> None:
         """A source has the blob no more."""
         fetch = self._fetches.get(digest)
@@ -147,7 +110,7 @@ class Transfers:
             self._lose(fetch, peer, turn)
 
     def peer_lost(self, peer: PeerId, turn: Turn) -> None:
-        """A source is gone. What it has asked of us stays counted: coming back must not buy the same model once more."""
+        """A source is gone."""
         for fetch in list(self._fetches.values()):
             self._lose(fetch, peer, turn)
 
@@ -191,7 +154,7 @@ class Transfers:
         if fetch.missing:
             self._ask(fetch, turn)
             return None
-        self._end(fetch.digest)
+        del self._fetches[fetch.digest]
         return fetch.digest
 
     def _lose(self, fetch: _Fetch, peer: PeerId, turn: Turn) -> None:
@@ -202,8 +165,8 @@ class Transfers:
 
     def _next_source(self, fetch: _Fetch, turn: Turn) -> None:
         """Go on with the next source, or give the fetch up."""
-        fetch.given_up.add(fetch.sources.pop(0))
-        fetch.asked.clear()
+        self._expect_late(fetch)
+        del fetch.sources[0]
         fetch.heard = turn.now
         if fetch.sources:
             self._ask(fetch, turn)
@@ -211,43 +174,16 @@ class Transfers:
             self._give_up(fetch, "no source left for a model", turn)
 
     def _give_up(self, fetch: _Fetch, why: str, turn: Turn) -> None:
-        self._end(fetch.digest)
+        self._expect_late(fetch)
+        del self._fetches[fetch.digest]
         self._holdings.release(fetch.digest, turn)
         turn.report(Kind.TRANSFER_FAILED, None, why)
 
-    def _end(self, digest: Digest) -> None:
-        del self._fetches[digest]
-        self._ended[digest] = None
-        if len(self._ended) > self._limits.serve_digests_max:
-            del self._ended[next(iter(self._ended))]
-
-    # --- serving ------------------------------------------------------------------------------------------------------
-
-    def serve(self, digest: Digest, size: int) -> None:
-        """From now on, answer wants for `digest`."""
-        self._served[digest] = size
-
-    def unserve(self, digest: Digest) -> None:
-        """No more."""
-        self._served.pop(digest, None)
-        for key in [key for key in self._asked_of_us if key[1] == digest]:
-            del self._asked_of_us[key]
-
-    def on_want(self, peer: PeerId, want: Want, turn: Turn) -> None:
-        """A peer asks for chunks."""
-        size = self._served.get(want.digest)
-        if size is None:
-            turn.send(peer, Gone(want.digest))
-            return
-        chunks = chunk_count(size)
-        if not 1 <= want.count <= self._limits.serve_chunks_max or want.first + want.count > chunks:
-            raise RemoteError("want for chunks that don't exist or are too many", PENALTY_BAD_WANT)
-        key = (peer, want.digest)
-        asked = self._asked_of_us.get(key, 0) + want.count
-        if asked > chunks * self._limits.serve_factor_max:
-            raise RemoteError("want for the same model over and over", PENALTY_BAD_WANT)
-        self._asked_of_us.pop(key, None)
-        self._asked_of_us[key] = asked
-        if len(self._asked_of_us) > self._limits.serve_digests_max:
-            del self._asked_of_us[next(iter(self._asked_of_us))]
-        turn.add(SendBlob(peer, want.digest, want.first, want.count))
+    def _expect_late(self, fetch: _Fetch) -> None:
+        """What the present source was asked for may still come."""
+        if fetch.asked:
+            key = (fetch.sources[0], fetch.digest)
+            self._late[key] = self._late.pop(key, 0) + len(fetch.asked)
+            fetch.asked.clear()
+            if len(self._late) > self._limits.late_fetches_max:
+                del self._late[next(iter(self._late))]

@@ -183,7 +183,7 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
     """Every table that a stranger can grow: how full it is, and its bound."""
     limits, members, gossip, transfers = core._limits, core._members, core._gossip, core._transfers
     dialler, fetches = members.dialler, transfers._fetches.values()
-    held = limits.fetches_max + 2 * limits.models_ready_max + limits.own_models_kept + 2
+    held = limits.fetches_max + 2 * limits.models_ready_max + limits.serve_models_max + 2
     per_link = limits.links_max + limits.fetches_max
     return {
         "links": (len(core._links), limits.links_max),
@@ -198,11 +198,10 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "fetching": (len(gossip._fetching), limits.fetches_max),
         "ready": (len(gossip._ready), limits.models_ready_max),
         "heard": (len(gossip._heard), limits.authors_max),
-        "published": (len(gossip._published), limits.own_models_kept),
         "fetches": (len(transfers._fetches), limits.fetches_max),
-        "ended": (len(transfers._ended), limits.serve_digests_max),
-        "served": (len(transfers._served), limits.own_models_kept),
-        "asked of us": (len(transfers._asked_of_us), limits.serve_digests_max),
+        "late": (len(transfers._late), limits.late_fetches_max),
+        "served": (len(core._shelf), limits.serve_models_max),
+        "readers": (max((len(item.asked) for item in core._shelf._items.values()), default=0), limits.serve_readers_max),
         "holdings": (len(core._holdings), held),
         "fetch bytes": (sum(fetch.size for fetch in fetches), limits.fetch_bytes_max),
         "window": (max((len(fetch.asked) for fetch in fetches), default=0), limits.window_chunks),

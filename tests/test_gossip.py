@@ -323,7 +323,7 @@ def test_a_fetch_that_fails_by_a_bad_chunk_frees_its_place_at_once() -> None:
 def test_a_thousand_rounds_of_one_core() -> None:
     bench = bench_with(1, 2)
     held: set[bytes] = {digest_of("initial")}
-    bound = LAPTOP.own_models_kept + LAPTOP.models_ready_max + 2
+    bound = LAPTOP.serve_models_max + LAPTOP.models_ready_max + 2
     for sequence in range(1, 1001):
         for author in (1, 2):
             receive(bench, author, sequence)
@@ -345,7 +345,7 @@ def test_hundreds_of_rounds_leak_nothing_and_discard_nothing_twice() -> None:
     held: Counter[int] = Counter()
     swarm.trace = []
     swarm.run(350)
-    bound = LAPTOP.own_models_kept + LAPTOP.models_ready_max + 2
+    bound = LAPTOP.serve_models_max + LAPTOP.models_ready_max + 2
     merged: Counter[tuple[int, bytes]] = Counter()
     for _, number, effect in swarm.trace:
         if isinstance(effect, fx.Merge):

@@ -12,6 +12,7 @@ import pytest
 from protocols import effects as fx
 from protocols import events as ev
 from protocols.core import Core
+from protocols.dialling import Dialler
 from protocols.limits import EDGE, LAPTOP
 from protocols.messages import (
     Bye,
@@ -218,7 +219,20 @@ def test_strangers_refuse_each_other_once_and_for_long(swarm: str, schema: bytes
     assert world.counts["Dial"] == 2, "but not for ever: people mend their configs"
 
 
-def test_seeds_are_asked_for_ever_with_growing_patience() -> None:
+def test_patience_grows_unless_nobody_else_is_left() -> None:
+    dialler, peer, now = Dialler(LAPTOP, random.Random(1)), identity(1).peer, 100.0
+    for failures in range(1, 40):
+        dialler.failed(peer, now)
+        patient, alone = dialler.next_at(peer, alone=False) - now, dialler.next_at(peer, alone=True) - now
+        assert patient <= LAPTOP.redial_s_max
+        assert alone <= min(patient, LAPTOP.redial_alone_s_max)
+        if failures > 6:
+            assert patient >= LAPTOP.redial_s_max / 2
+    dialler.refused(peer, now)
+    assert dialler.next_at(peer, alone=True) == now + LAPTOP.refused_s, "no use even then"
+
+
+def test_seeds_are_asked_for_ever() -> None:
     bench = Bench()
     assert dials(bench.do(ev.Join((address(1), address(0)))))
     asked: list[float] = []
@@ -229,8 +243,8 @@ def test_seeds_are_asked_for_ever_with_growing_patience() -> None:
         asked.append(bench.now)
         check_tables(bench.core)
     gaps = [b - a for a, b in pairwise(asked)]
-    assert max(gaps) <= LAPTOP.redial_s_max + 0.001
-    assert min(gaps[20:]) >= LAPTOP.redial_s_max / 2
+    assert max(gaps) <= LAPTOP.redial_alone_s_max + 0.001
+    assert min(gaps[20:]) >= LAPTOP.redial_alone_s_max / 2
     assert not any(d.peer == identity(0).peer for d in dials(bench.all)), "never ourselves"
 
 
@@ -274,6 +288,17 @@ def test_a_full_view_refuses_politely_but_takes_in_the_lonely() -> None:
     assert len(hung_up(effects)) == 1
     bench.say(6, NeighbourReply(True))
     assert bench.score(6) == 10, "nobody asked"
+
+
+def test_strangers_in_need_can_not_surround_a_node() -> None:
+    bench = Bench()
+    friends = (1, 2, 3, 4, 5)
+    bench.befriend(*friends)
+    for number in range(100, 120):
+        bench.open(number)
+        bench.say(number, Neighbour(urgent=True, newcomer=True))
+        assert identity(number).peer in bench.active, "the lonely are let in"
+    assert len(bench.active & {identity(n).peer for n in friends}) == LAPTOP.active_view_min
 
 
 def test_links_that_are_nobodys_are_closed() -> None:

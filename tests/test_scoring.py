@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from protocols import effects as fx
-from protocols.core import PENALTY_RUDE
+from protocols.core import PENALTY_EARLY, PENALTY_RUDE
 from protocols.limits import LAPTOP, Limits
 from protocols.links import PENALTY_FLOOD
 from protocols.messages import Ping
@@ -74,10 +74,10 @@ def test_talking_before_hello_and_saying_it_twice_are_rude() -> None:
     bench = Bench()
     bench.up(1)
     bench.say(1, Ping(1))
-    assert bench.score(1) == PENALTY_RUDE
+    assert bench.score(1) == PENALTY_EARLY
     bench.hello(1)
     bench.hello(1)
-    assert bench.score(1) == 2 * PENALTY_RUDE
+    assert bench.score(1) == PENALTY_EARLY + PENALTY_RUDE
     assert bench.core.snapshot(0).faults == {"message before hello": 1, "a second hello": 1}
 
 

@@ -1,0 +1,72 @@
+"""What we let others fetch: our own newest models, and older ones for as long as somebody is still at it.
+
+A node may publish faster than its peers can fetch. If every new model pushed an old one out, a transfer that outlasts a few
+rounds would never end: its reader would be told that the model is gone, begin the next one, and merge nothing for ever. So a
+model that was asked for lately stays, up to a bound; and a peer may ask for the same model a few times over, not for ever.
+
+Owns the shelf and its quotas. The bytes stay with the driver (`SendBlob`); a blob stays with the driver while it is on the shelf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocols.effects import SendBlob
+from protocols.errors import RemoteError
+from protocols.holdings import Holdings
+from protocols.identity import PeerId
+from protocols.limits import Limits
+from protocols.merkle import Digest, chunk_count
+from protocols.messages import Gone, Want
+from protocols.turn import Turn
+
+PENALTY_BAD_WANT = 20.0
+
+
+@dataclass(slots=True)
+class _Item:
+    size: int
+    wanted: float  # when a chunk of it was last asked for (or it was published)
+    asked: dict[PeerId, int] = field(default_factory=dict)  # chunks asked for so far, by reader
+
+
+class Shelf:
+    """The models that we serve, oldest first."""
+
+    def __init__(self, limits: Limits, holdings: Holdings) -> None:
+        self._limits, self._holdings = limits, holdings
+        self._items: dict[Digest, _Item] = {}
+
+    def publish(self, digest: Digest, size: int, turn: Turn) -> None:
+        """Serve `digest` from now on, and stop serving what nobody wants any more."""
+        item = self._items.pop(digest, None)
+        if item is None:
+            self._holdings.keep(digest)
+            item = _Item(size, turn.now)
+        self._items[digest] = item
+        for old in list(self._items)[: -self._limits.own_models_kept]:
+            idle_s = turn.now - self._items[old].wanted
+            if idle_s >= self._limits.serve_idle_s_max or len(self._items) > self._limits.serve_models_max:
+                del self._items[old]
+                self._holdings.release(old, turn)
+
+    def on_want(self, peer: PeerId, want: Want, turn: Turn) -> None:
+        """A peer asks for chunks. Raises RemoteError when they don't exist, or it has had them often enough."""
+        item = self._items.get(want.digest)
+        if item is None:
+            turn.send(peer, Gone(want.digest))
+            return
+        chunks = chunk_count(item.size)
+        if not 1 <= want.count <= self._limits.serve_chunks_max or want.first + want.count > chunks:
+            raise RemoteError("want for chunks that don't exist or are too many", PENALTY_BAD_WANT)
+        asked = item.asked.pop(peer, 0) + want.count
+        item.asked[peer] = min(asked, chunks * self._limits.serve_factor_max)
+        if len(item.asked) > self._limits.serve_readers_max:
+            del item.asked[next(iter(item.asked))]
+        if asked > chunks * self._limits.serve_factor_max:
+            raise RemoteError("want for the same model over and over", PENALTY_BAD_WANT)
+        item.wanted = turn.now
+        turn.add(SendBlob(peer, want.digest, want.first, want.count))
+
+    def __len__(self) -> int:
+        return len(self._items)
