@@ -211,7 +211,7 @@ class Node:
     def _check_tables(self) -> None:
         limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
         check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max)
-        held = limits.own_models_kept + limits.models_ready_max + self._around.merge_inputs_max
+        held = limits.serve_models_max + limits.models_ready_max + self._around.merge_inputs_max
         check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 
     def _violated(self, rule: str, text: str) -> None:
