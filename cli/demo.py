@@ -30,6 +30,7 @@ from p2pnode.errors import ConfigError
 
 POLL_S = 0.5  # between two looks at the nodes; a person can't read faster
 NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simulate`
+CYCLE_S = 0.25  # people are watching: twice the daemon's pace
 EVALUATE_EVERY_S = 1.0  # the demo ends as soon as the target is reached, so it looks often
 INTERRUPTED = "interrupted"
 TARGET_ACCURACY = 0.93  # digits and mnist: every node gets there by exchanging, none alone (measured on 16 and 4 splits)
@@ -69,6 +70,7 @@ class Plan:
             shard_seed=self.seed,
             alpha=self.alpha,
             threads=max(1, (os.cpu_count() or 1) // self.nodes),
+            cycle_s=CYCLE_S,
             measure_alone=True,
             evaluate_every_s=EVALUATE_EVERY_S,
         )

@@ -78,7 +78,9 @@ class Config:
     local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
     fan_out: int = _key(2, "Peers that each new model is offered to. Guess.", low=1, high=32)
     merge_inputs_max: int = _key(4, "Models of peers in one merge. Guess.", low=1, high=64)
-    cycle_s: float = _key(0.0, "Least seconds from one training cycle to the next. 0: train all the time.", low=0, high=86_400)
+    cycle_s: float = _key(
+        0.5, "Least seconds from one round of training and exchange to the next; more saves traffic. Guess.", low=0, high=86_400
+    )
     merge_tolerance: float = _key(
         1.5, "A merge is kept while the loss on local data is at most so many times that before, or of an untrained model.", low=0
     )

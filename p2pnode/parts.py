@@ -88,6 +88,11 @@ async def assemble(
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+    if ready.size > config.bounds.model_bytes_max:
+        raise ConfigError(
+            f"the model has {ready.size:,} bytes, and limits '{config.limits}' allow {config.bounds.model_bytes_max:,}; "
+            "train a smaller one or set limits to laptop"
+        )
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
     jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class TransportLimits:
     """How much a transport holds and how long it waits. Sizes are bytes, times are seconds."""
 
-    control_frame_bytes_max: int = 16 * 1024  # as `protocols.limits.Limits.frame_bytes_max`
+    control_frame_bytes_max: int = 12 * 1024  # as `protocols.limits.Limits.frame_bytes_max`
     bulk_frame_bytes_max: int = 256 * 1024 + 4 * 1024  # a chunk of 256 KiB, its proof and its header
     control_queue_frames_max: int = 256  # per peer; beyond it the oldest is dropped: news beats history
     bulk_queue_bytes_max: int = 8 * 1024 * 1024  # per peer: two windows of 16 chunks

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from protocols.effects import Effect, Hangup, Kind
-from protocols.errors import RemoteError
+from protocols.errors import OtherVersion, RemoteError
 from protocols.events import DialFailed, Event, Frame, Join, Leave, Merged, PeerDown, PeerUp, Stored, Tick, Trained
 from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
 from protocols.holdings import Holdings
@@ -43,14 +43,19 @@ from protocols.randomness import Randomness
 from protocols.scoring import Scores
 from protocols.serving import Shelf
 from protocols.snapshot import PeerStatus, Snapshot
-from protocols.transfer import Transfers
+from protocols.transfer import PENALTY_STALLED, Transfers
 from protocols.turn import Turn
-from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, decode, is_address
+from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, VERSION, decode, is_address
 
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
 
 PENALTY_RUDE = 40.0  # says hello twice
 PENALTY_EARLY = 2.0  # talks before it has said hello: rude, or a queue was full and the hello is lost
+REFUSALS = {  # what we tell whom we have no use for
+    Goodbye.OTHER_SWARM: "you belong to another swarm",
+    Goodbye.OTHER_SCHEMA: "your model has another schema",
+    Goodbye.OTHER_VERSION: f"you speak another version of the protocol, this is {VERSION}",
+}
 DEFAULT_GOSSIP = GossipSettings()
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
 
@@ -178,7 +183,8 @@ class Core:
                 self._hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
                 self._members.turned_away(link, turn.now)
         self._members.tick(turn)
-        self._transfers.tick(turn)
+        for peer in self._transfers.tick(turn):
+            self._blame(peer, RemoteError("a model that it offered doesn't come", PENALTY_STALLED), turn)
         self._gossip.sources_changed(None, turn)
         self._gossip.tick(turn)
 
@@ -232,12 +238,14 @@ class Core:
             return
         try:
             message = decode(data, self._limits)
-            if isinstance(message, Chunk):
-                link.heard = turn.now
-            else:
+            link.heard = turn.now
+            if not isinstance(message, Chunk | Want):  # these two have bounds of their own
                 link.charge(turn.now, self._limits)
             self._on_message(link, message, turn)
         except RemoteError as fault:
+            if isinstance(fault, OtherVersion) and link.state is State.GREETING:
+                self._refuse(link, Goodbye.OTHER_VERSION, fault.reason, turn)
+                return
             self._blame(peer, fault, turn)
             self._gossip.sources_changed(None, turn)
 
@@ -257,7 +265,7 @@ class Core:
             case SignedOffer():
                 self._gossip.on_offer(link, message, turn)
             case Want():
-                self._shelf.on_want(link.peer, message, turn)
+                self._shelf.on_want(link, message, turn)
             case Chunk():
                 digest = self._transfers.on_chunk(link.peer, message, turn)
                 if digest is not None:
@@ -305,12 +313,11 @@ class Core:
         turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused by swarm '{name}': {why}")
         link.refusal_told = True
         self._members.give_up(link.peer, turn.now, refused=True)
-        text = "you belong to another swarm" if reason is Goodbye.OTHER_SWARM else "your model has another schema"
-        self._hang_up(link, reason, text, turn)
+        self._hang_up(link, reason, REFUSALS[reason], turn)
 
     def _on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
         self._members.on_bye(link, bye, turn)
-        if bye.reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA) and not link.refusal_told:
+        if bye.reason in REFUSALS and not link.refusal_told:
             turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused us: {bye.text}")
         turn.add(Hangup(link.peer, f"the peer said goodbye: {bye.text}"))
 

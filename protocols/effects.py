@@ -15,9 +15,9 @@ from protocols.merkle import Digest
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open a link. Answered by `PeerUp` or `DialFailed`. `peer` None: whoever the address (with its /p2p/ part) names."""
+    """Open a link. Answered by `PeerUp` or `DialFailed`."""
 
-    peer: PeerId | None
+    peer: PeerId
     addresses: tuple[str, ...]
 
 

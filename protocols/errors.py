@@ -1,4 +1,4 @@
-"""The one error that is a peer's doing."""
+"""Errors that are a peer's doing."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class RemoteError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.penalty = penalty
+
+
+class OtherVersion(RemoteError):
+    """A hello in another version of the protocol. As the first word on a link it is nobody's fault, and nothing can be said."""

@@ -46,7 +46,7 @@ class GossipSettings:
     local_steps: int = 20  # optimizer steps between two exchanges (MoDeST uses 5, the variance paper 1; measured on digits)
     fan_out: int = 2  # active peers offered to after each round (gossip learning: 1; epidemic learning: log2 n)
     merge_inputs_max: int = 4  # models heard in one merge: a full active view but one
-    cycle_s: float = 0.0  # least time between the starts of two rounds; 0: as fast as training goes
+    cycle_s: float = 0.0  # least time between the starts of two rounds; 0: as fast as `Limits.round_s_min` lets it
     self_weight: float | None = None  # own share of a merge in (0, 1); None: by age and samples, as any other's
 
     def __post_init__(self) -> None:
@@ -128,13 +128,14 @@ class Gossip:
             raise RemoteError("offer of another size than the schema's", PENALTY_BAD_OFFER)
         if offer.age > self._limits.age_max or offer.samples > self._limits.age_max:
             raise RemoteError("offer with an absurd age or number of samples", PENALTY_BAD_OFFER)
-        check_offer(signed, self._scope)
-        link.offers += 1
         if signed.pull:
             self._say(link, turn, pull=False)
-        if offer.author != self._identity.peer and self._is_news(offer):
-            self._consider(link.peer, offer, turn)
-            self._pull(turn)
+        if offer.author == self._identity.peer or not self._is_news(offer):
+            return  # not worth a look at its signature
+        check_offer(signed, self._scope)
+        link.offers += 1
+        self._consider(link.peer, offer, turn)
+        self._pull(turn)
 
     def greet(self, link: Link, turn: Turn) -> None:
         """A peer has become active: tell it what we have."""
@@ -231,7 +232,7 @@ class Gossip:
         """Begin the next round when it is time."""
         if self.phase is Phase.RESTING and turn.now >= self._next_round:
             self.phase = Phase.TRAINING
-            self._next_round = turn.now + self._settings.cycle_s
+            self._next_round = turn.now + max(self._settings.cycle_s, self._limits.round_s_min)
             turn.add(Train(self._settings.local_steps))
 
     @property
@@ -242,6 +243,7 @@ class Gossip:
     def on_trained(self, event: Trained, turn: Turn) -> None:
         """Local steps are done: merge what is ready, or go on alone."""
         assert self.phase is Phase.TRAINING, "training that nobody asked for"
+        assert event.size == self.size, "a model's size is its schema's"
         self._own(event.digest, event.size, turn)
         self.steps += event.steps
         self.age = min(self.age + event.steps, self._limits.age_max)

@@ -58,6 +58,7 @@ class Limits:
     offers_max: int = 64  # candidates in all: the newest of each author
     authors_max: int = 4096  # authors whose last merged sequence number is remembered
     age_max: int = 1 << 48  # a claimed age above this is a lie, and would overflow ours
+    round_s_min: float = 0.05  # between two of our rounds: faster, our offers and wants would be a flood to our peers
     weight_ratio_max: float = 16.0  # no model outweighs our own more than this, whatever its author claims (guess)
     offer_age_s_max: float = 600.0  # since we received it until it is merged; then it is stale (guess; adaptive later)
     fetches_max: int = 4  # models fetched at once: memory is reserved only for these

@@ -53,7 +53,7 @@ class Link:
     dialled: bool
     since: float
     heard: float  # when the last frame arrived
-    budget: Budget  # control frames that may arrive; chunks come because we asked, and count elsewhere
+    budget: Budget  # control frames that may arrive; chunks and wants have bounds of their own
     state: State = State.GREETING
     addresses: tuple[str, ...] = ()
     probe: int | None = None  # token of the ping that waits for an answer
@@ -65,7 +65,7 @@ class Link:
     neighbour_asked: bool = False
     introduced: bool = False  # we have told others of this newcomer
     offered: int = 0  # sequence number of our newest offer that this peer has been sent
-    offers: int = 0  # offers received from it
+    offers: int = 0  # that told us news
     merges: int = 0  # of its models that were merged
     refusal_told: bool = False
 
@@ -75,8 +75,7 @@ class Link:
         return Contact(self.peer, self.addresses)
 
     def charge(self, now: float, limits: Limits) -> None:
-        """Note that a control frame arrived. Raises RemoteError when the peer talks faster than it may."""
-        self.heard = now
+        """Count a control frame that arrived. Raises RemoteError when the peer talks faster than it may."""
         if not self.budget.take(now):
             raise RemoteError(f"more than {limits.frames_per_s_max:g} frames a second", PENALTY_FLOOD)
 

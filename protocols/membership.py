@@ -194,7 +194,7 @@ class Membership:
         """A peer closes its link to us, with a reason."""
         self.parting(link, f"the peer said goodbye: {bye.text}", turn)
         match bye.reason:
-            case Goodbye.OTHER_SWARM | Goodbye.OTHER_SCHEMA:
+            case Goodbye.OTHER_SWARM | Goodbye.OTHER_SCHEMA | Goodbye.OTHER_VERSION:
                 self.give_up(link.peer, turn.now, refused=True)
             case Goodbye.LEAVING:
                 self.passive.pop(link.peer, None)

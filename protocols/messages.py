@@ -22,6 +22,7 @@ class Goodbye(IntEnum):
     FAULT = 4  # you broke the protocol
     DUPLICATE = 5
     IDLE = 6  # neither side keeps the other as an active peer
+    OTHER_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

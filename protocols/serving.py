@@ -16,6 +16,7 @@ from protocols.errors import RemoteError
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
+from protocols.links import Link
 from protocols.merkle import Digest, chunk_count
 from protocols.messages import Gone, Want
 from protocols.turn import Turn
@@ -50,10 +51,14 @@ class Shelf:
                 del self._items[old]
                 self._holdings.release(old, turn)
 
-    def on_want(self, peer: PeerId, want: Want, turn: Turn) -> None:
-        """A peer asks for chunks. Raises RemoteError when they don't exist, or it has had them often enough."""
-        item = self._items.get(want.digest)
+    def on_want(self, link: Link, want: Want, turn: Turn) -> None:
+        """A peer asks for chunks. Raises RemoteError when they don't exist, or it has had them often enough.
+
+        On a fast link a large model takes hundreds of wants a second, so those that are served count by their chunks alone.
+        """
+        item, peer = self._items.get(want.digest), link.peer
         if item is None:
+            link.charge(turn.now, self._limits)
             turn.send(peer, Gone(want.digest))
             return
         chunks = chunk_count(item.size)

@@ -25,6 +25,7 @@ from protocols.wire import encode_chunk
 
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
+PENALTY_STALLED = 15.0  # offered, asked for, and not a chunk for `chunk_gap_s_max`: else stalling would cost nothing
 PENALTY_LATE_CHUNK = 0.0  # asked for, then given up: counted, but a peer that answers late has done nothing wrong
 
 
@@ -114,13 +115,16 @@ class Transfers:
         for fetch in list(self._fetches.values()):
             self._lose(fetch, peer, turn)
 
-    def tick(self, turn: Turn) -> None:
-        """Sources that went silent are given up, and so is what takes too long, however steadily it drips."""
+    def tick(self, turn: Turn) -> list[PeerId]:
+        """Sources that went silent are given up and returned; what takes too long is given up too, however steadily it drips."""
+        stalled: list[PeerId] = []
         for fetch in list(self._fetches.values()):
             if turn.now >= fetch.until:
                 self._give_up(fetch, "a model took too long", turn)
             elif turn.now >= fetch.heard + self._limits.chunk_gap_s_max:
+                stalled.append(fetch.sources[0])
                 self._next_source(fetch, turn)
+        return stalled
 
     @property
     def deadline(self) -> float:

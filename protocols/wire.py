@@ -19,7 +19,7 @@ from typing import Any
 
 import msgpack
 
-from protocols.errors import RemoteError
+from protocols.errors import OtherVersion, RemoteError
 from protocols.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, PeerId, verify
 from protocols.limits import Limits
 from protocols.merkle import CHUNK_BYTES, DIGEST_BYTES, Buffer, Digest
@@ -339,7 +339,8 @@ def decode(frame: bytes, limits: Limits) -> Message:
     if len(frame) < 2:
         raise _bad("frame shorter than its header")
     if frame[0] != VERSION:
-        raise _bad(f"frame of protocol version {frame[0]}; this is version {VERSION}")
+        kind = OtherVersion if frame[1] == Type.HELLO else RemoteError
+        raise kind(f"it speaks version {frame[0]} of the protocol, this is version {VERSION}", PENALTY_MALFORMED)
     if frame[1] == Type.CHUNK:
         return _chunk(memoryview(frame))
     reader = _READERS.get(frame[1])

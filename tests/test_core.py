@@ -94,6 +94,8 @@ def test_a_node_alone_trains_on() -> None:
     for sequence in range(1, 5):
         bench.round(sequence)
         assert bench.core.snapshot(0).sequence == sequence
+    assert bench.core.snapshot(0).phase is Phase.RESTING
+    bench.tick(LAPTOP.round_s_min)
     assert bench.core.snapshot(0).phase is Phase.TRAINING
     assert bench.core.snapshot(0).age == 80
 
@@ -240,3 +242,14 @@ class Anything(RuleBasedStateMachine):
 
 TestAnything = Anything.TestCase
 TestAnything.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+
+
+def test_a_hello_of_another_version_is_refused_with_a_sentence_and_no_fault() -> None:
+    bench = Bench()
+    bench.up(1)
+    effects = bench.raw(1, bytes((2, 1)) + b"whatever version 2 says")
+    (report,) = Bench.of(fx.Report, effects)
+    assert report.kind is fx.Kind.REFUSED
+    assert "version 2" in report.text
+    assert [m.reason for m in bench.said(1) if isinstance(m, Bye)] == [Goodbye.OTHER_VERSION]
+    assert bench.score(1) == 0

@@ -11,7 +11,7 @@ import pytest
 
 from protocols import effects as fx
 from protocols import events as ev
-from protocols.core import Core
+from protocols.core import REFUSALS, Core
 from protocols.dialling import Dialler
 from protocols.limits import EDGE, LAPTOP
 from protocols.messages import (
@@ -197,9 +197,9 @@ def test_goodbyes_end_the_link_and_say_when_to_call_again(reason: Goodbye) -> No
     assert identity(1).peer in hung_up(effects)
     assert identity(1).peer not in bench.active
     reports = [r.kind for r in Bench.of(fx.Report, effects)]
-    assert (fx.Kind.REFUSED in reports) == (reason in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA))
+    assert (fx.Kind.REFUSED in reports) == (reason in REFUSALS)
     known = contact(1) in bench.core.snapshot(bench.now).known
-    assert known == (reason not in (Goodbye.OTHER_SWARM, Goodbye.OTHER_SCHEMA, Goodbye.LEAVING))
+    assert known == (reason not in (*REFUSALS, Goodbye.LEAVING))
     assert not bench.say(1, Ping(1)), "a closing link isn't listened to"
     assert not dials(bench.down(1)), "others first"
 

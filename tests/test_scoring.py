@@ -13,7 +13,7 @@ from protocols.limits import LAPTOP, Limits
 from protocols.links import PENALTY_FLOOD
 from protocols.messages import Ping
 from protocols.scoring import Scores
-from protocols.wire import PENALTY_MALFORMED
+from protocols.wire import PENALTY_MALFORMED, Type
 from tests.core_harness import Bench, identity
 
 A, B = identity(1).peer, identity(2).peer
@@ -115,7 +115,7 @@ def test_reasons_are_counted_within_bounds() -> None:
     draw = random.Random(3)
     for number in range(1, 400):
         bench.up(1)
-        bench.raw(1, bytes((number % 256, draw.randrange(256))) + draw.randbytes(20))
+        bench.raw(1, bytes((number % 256, draw.randrange(Type.HELLO + 1, 256))) + draw.randbytes(20))
         bench.core._scores = Scores(LAPTOP)
         bench.down(1)
     faults = bench.core.snapshot(0).faults

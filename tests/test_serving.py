@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from protocols import effects as fx
@@ -52,6 +54,28 @@ def test_the_same_model_is_served_a_few_times_only_however_often_the_peer_comes_
     assert served == CHUNKS * LAPTOP.serve_factor_max
     assert bench.score(1) >= LAPTOP.penalty_graylist
     assert Bench.of(fx.SendBlob, bench.say(2, Want(digest, 0, CHUNKS))), "others are served"
+
+
+def test_a_fast_reader_is_no_flood_but_one_that_asks_for_nothing_is() -> None:
+    limits = replace(LAPTOP, frames_per_s_max=1.0, frames_burst_max=4.0)
+    bench = Bench(size=BIG, limits=limits)
+    bench.tick()
+    bench.befriend(1, 2)
+    bench.round("big", BIG)
+    for index in [*range(CHUNKS)] * LAPTOP.serve_factor_max:
+        bench.say(1, Want(digest_of("big", BIG), index, 1))
+    assert bench.score(1) == 0
+    for _ in range(8):
+        bench.say(2, Want(digest_of("unknown"), 0, 1))
+    assert bench.score(2) > 0
+
+
+def test_rounds_are_no_faster_than_peers_can_bear() -> None:
+    bench = Bench()
+    bench.tick()
+    for number in range(20):
+        bench.round(number)  # takes no time in itself
+    assert bench.now == pytest.approx(19 * LAPTOP.round_s_min)
 
 
 def test_old_models_are_served_as_long_as_somebody_is_at_it() -> None:

@@ -14,6 +14,7 @@ import msgpack
 from protocols.identity import SIGNATURE_BYTES
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES
+from protocols.messages import Goodbye
 from protocols.wire import HOPS_MAX, INDEX_MAX, UINT_MAX, VERSION, Type, encode
 from tests.golden import frames
 
@@ -121,7 +122,7 @@ def _values() -> Iterator[tuple[str, bytes]]:
     yield "shuffle of nine", packed(Type.SHUFFLE, [[CONTACT] * 9, False])
     for hops in (HOPS_MAX + 1, 255, -1):
         yield f"{hops} hops", packed(Type.FORWARD_JOIN, [CONTACT, hops])
-    for reason in (7, 255, -1):
+    for reason in (max(Goodbye) + 1, 255, -1):
         yield f"goodbye {reason}", packed(Type.BYE, [reason, ""])
     for text in ("\n", "\x1b[2J", "a\x00", "é" * 101, "\u202e", "x" * 201):
         yield f"goodbye of {text!r}", packed(Type.BYE, [0, text])
