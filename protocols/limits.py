@@ -31,6 +31,7 @@ class Limits:
     walks_per_s_max: float = 20.0  # introductions passed on, in all: strangers must not make us flood our friends (guess)
     walks_burst_max: float = 100.0  # a fifth of what a friend takes at once
     shuffle_s: float = 10.0  # paper leaves it open; a few hundred bytes each time
+    swap_s: float = 30.0  # a full view gives one place to a random contact this often, lest cliques close (guess)
     shuffle_gap_s: float = 2.5  # a peer's next shuffle is not looked at sooner: one of 6 bytes may ask for 8 KiB (guess)
     probe_s: float = 5.0  # a link silent for so long is asked for a sign of life (memberlist LAN: 1 s, WAN: 5 s)
     probe_timeout_s: float = 5.0  # and has so long to give it, times our own health score (memberlist WAN: 3 s)

@@ -102,6 +102,14 @@ def test_churn_and_loss_leave_nobody_alone() -> None:
     assert result.merges > 0
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_crowd_that_joins_at_once_through_one_address_becomes_one_overlay(seed: int) -> None:
+    crowd = small(nodes=100, seed=seed, start_s=2.0, seconds=60.0, local_steps=1, cycle_s=60.0, evaluate_s=60.0, hidden=[8])
+    result = run(crowd)
+    assert result.ok, result.violations
+    assert (result.nodes, result.isolated, result.components) == (100, [], 1)
+
+
 def test_models_of_several_chunks_travel_too() -> None:
     result = run(small(nodes=3, hidden=[1500, 64], local_steps=2, seconds=5.0, bandwidth_mbit=200.0))
     assert result.parameters * 4 > 2 * 256 * 1024
