@@ -105,4 +105,5 @@ EDGE = replace(
     model_bytes_max=64 << 20,
     fetch_bytes_max=128 << 20,
     window_chunks=4,
+    serve_models_max=4,
 )
