@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocols.merkle import Buffer, Digest, Tree, chunk_count
-from protocols.transfer import blob_frames
+from protocols.serving import blob_frames
 
 FILE_MODE = 0o600
 

@@ -41,7 +41,7 @@ class Send:
 class SendBlob:
     """Queue chunks `first` to `first + count - 1` of blob `digest` for `peer`, behind control frames.
 
-    `protocols.transfer.blob_frames` makes the frames. A blob that the driver no longer has is answered with
+    `protocols.serving.blob_frames` makes the frames. A blob that the driver no longer has is answered with
     `wire.Gone(digest)`.
     """
 

@@ -9,6 +9,7 @@ Owns the shelf and its quotas. The bytes stay with the driver (`SendBlob`); a bl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from protocols.effects import SendBlob
@@ -17,11 +18,20 @@ from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.links import Link
-from protocols.merkle import Digest, chunk_count
-from protocols.messages import Gone, Want
+from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree, chunk_count
+from protocols.messages import Chunk, Gone, Want
 from protocols.turn import Turn
+from protocols.wire import encode_chunk
 
 PENALTY_BAD_WANT = 20.0
+
+
+def blob_frames(digest: Digest, data: Buffer, tree: Tree, first: int, count: int) -> Iterator[bytes]:
+    """The chunk frames that answer `SendBlob(peer, digest, first, count)`; `tree` is the Merkle tree over `data`."""
+    view = memoryview(data)
+    for index in range(first, min(first + count, chunk_count(len(view)))):
+        start = index * CHUNK_BYTES
+        yield encode_chunk(Chunk(digest, index, tree.proof(index), view[start : start + CHUNK_BYTES]))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ pipelined requests (ask for the next window when half of the last one is there).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from protocols.effects import Kind, WriteChunk
@@ -18,23 +17,14 @@ from protocols.errors import RemoteError
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
-from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree, chunk_count, chunk_size, verify_chunk
+from protocols.merkle import CHUNK_BYTES, Digest, chunk_count, chunk_size, verify_chunk
 from protocols.messages import Chunk, Want
 from protocols.turn import Turn
-from protocols.wire import encode_chunk
 
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
 PENALTY_STALLED = 15.0  # offered, asked for, and not a chunk for `chunk_gap_s_max`: else stalling would cost nothing
 PENALTY_LATE_CHUNK = 0.0  # asked for, then given up: counted, but a peer that answers late has done nothing wrong
-
-
-def blob_frames(digest: Digest, data: Buffer, tree: Tree, first: int, count: int) -> Iterator[bytes]:
-    """The chunk frames that answer `SendBlob(peer, digest, first, count)`; `tree` is the Merkle tree over `data`."""
-    view = memoryview(data)
-    for index in range(first, min(first + count, chunk_count(len(view)))):
-        start = index * CHUNK_BYTES
-        yield encode_chunk(Chunk(digest, index, tree.proof(index), view[start : start + CHUNK_BYTES]))
 
 
 @dataclass(slots=True)

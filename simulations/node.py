@@ -19,7 +19,7 @@ from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree
 from protocols.messages import Gone
-from protocols.transfer import blob_frames
+from protocols.serving import blob_frames
 from protocols.wire import encode
 from simulations.checks import Checks
 from simulations.fleet import State

@@ -24,7 +24,7 @@ from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP, Limits
 from protocols.merkle import Digest, Tree
 from protocols.messages import Contact, Hello, Message, Neighbour, Offer, SignedOffer
-from protocols.transfer import blob_frames
+from protocols.serving import blob_frames
 from protocols.wire import decode, encode, sign_offer
 
 SWARM = "harness"
