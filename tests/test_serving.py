@@ -9,11 +9,11 @@ import pytest
 from protocols import effects as fx
 from protocols.holdings import Holdings
 from protocols.limits import LAPTOP
-from protocols.merkle import CHUNK_BYTES
+from protocols.merkle import CHUNK_BYTES, Tree, chunk_count
 from protocols.messages import Gone, Want
-from protocols.serving import PENALTY_BAD_WANT
+from protocols.serving import PENALTY_BAD_WANT, blob_frames
 from protocols.turn import Turn
-from tests.core_harness import Bench, digest_of, identity
+from tests.core_harness import Bench, blob, digest_of, identity
 
 CHUNKS = 6
 BIG = (CHUNKS - 1) * CHUNK_BYTES + 100
@@ -99,6 +99,12 @@ def test_models_that_nobody_asks_for_make_room_at_last_and_the_shelf_is_bounded(
     bench.tick(LAPTOP.serve_idle_s_max)
     bench.round("last", BIG)
     assert len(bench.core._shelf) == LAPTOP.own_models_kept
+
+
+def test_frames_of_a_blob_stop_at_its_end() -> None:
+    data = blob("big", BIG)
+    frames = list(blob_frames(digest_of("big", BIG), data, Tree.of(data), 4, 100))
+    assert len(frames) == chunk_count(BIG) - 4
 
 
 def test_holdings_count_reasons() -> None:

@@ -15,15 +15,15 @@ from protocols.errors import RemoteError
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import LAPTOP
-from protocols.merkle import CHUNK_BYTES, Digest, Tree, chunk_count, leaf
+from protocols.merkle import CHUNK_BYTES, Digest, Tree, leaf
 from protocols.messages import Chunk, Gone, Ping, Want
+from protocols.serving import blob_frames
 from protocols.transfer import (
     PENALTY_BAD_CHUNK,
     PENALTY_LATE_CHUNK,
     PENALTY_STALLED,
     PENALTY_UNASKED_CHUNK,
     Transfers,
-    blob_frames,
 )
 from protocols.turn import Turn
 from protocols.wire import decode
@@ -252,9 +252,3 @@ def test_any_order_and_any_loss_completes(chunks: int, window: int, sources: int
                 penalties.add(error.penalty)
     assert penalties <= {PENALTY_LATE_CHUNK}, "all of these were asked for"
     assert written == Counter(range(chunks)), "every chunk is written once"
-
-
-def test_frames_of_a_blob_stop_at_its_end() -> None:
-    data = blob("big", BIG)
-    frames = list(blob_frames(digest_of("big", BIG), data, Tree.of(data), 4, 100))
-    assert len(frames) == chunk_count(BIG) - 4
