@@ -43,7 +43,7 @@ PENALTY_BAD_MODEL = 60.0  # signed and fetched, but not a model of the schema, o
 class GossipSettings:
     """What a swarm may tune. Defaults say where they come from."""
 
-    local_steps: int = 20  # optimizer steps between two exchanges (MoDeST uses 5, the variance paper 1; measured on digits)
+    local_steps: int = 20  # optimizer steps between two exchanges (MoDeST uses 5, the variance paper 1; guess)
     fan_out: int = 2  # active peers offered to after each round (gossip learning: 1; epidemic learning: log2 n)
     merge_inputs_max: int = 4  # models heard in one merge: a full active view but one
     cycle_s: float = 0.0  # least time between the starts of two rounds; 0: as fast as `Limits.round_s_min` lets it

@@ -9,7 +9,7 @@ not along a walk, since a walk would need a link of its own for the answer (mixi
 probed actively (`liveness`), since a frozen peer's link stays up; seeds (bootstraps) are asked again, for ever, whenever
 nobody else is left; whoever must be let in never takes the place of one of the oldest active peers, or five strangers in
 urgent need could surround a node at once; and full views give a place to a random contact now and then, or a crowd that joins
-at once would stay in closed circles (100 nodes in 3 s through one bootstrap: 6 parts for ever, now one).
+at once would stay in closed circles (`tests/test_simulations.py`).
 
 With `fixed` neighbours (a given topology, for experiments) the active view is exactly those of them who are up.
 """

@@ -20,9 +20,8 @@ class Goodbye(IntEnum):
     OTHER_SCHEMA = 2
     VIEW_FULL = 3  # no room in the active view; try others
     FAULT = 4  # you broke the protocol
-    DUPLICATE = 5
+    OTHER_VERSION = 5
     IDLE = 6  # neither side keeps the other as an active peer
-    OTHER_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

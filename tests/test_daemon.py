@@ -132,6 +132,11 @@ def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Call
     assert after["age"] >= after["steps"] >= 5 * 20
     assert second.end(signal.SIGINT) < STOP_S
     assert second.process.returncode == 0
+    third = daemon("a")
+    third.wait_ready()
+    assert third.end(signal.SIGHUP) < STOP_S, "its terminal was closed"
+    assert third.process.returncode == 0
+    assert stored_sequence(third.folder) >= after["sequence"]
 
 
 def test_a_training_cycle_of_ten_seconds_is_cut_short_and_saved(daemon: Callable[..., Daemon]) -> None:

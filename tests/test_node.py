@@ -8,16 +8,19 @@ import os
 import re
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pnode import Config, ConfigError, Node
+from p2pnode.config import PRESETS
 from p2pnode.report import NodeReport
 from p2pnode.transport import MemoryNetwork, MemoryTransport
 from protocols.events import PeerDown, PeerUp
 from protocols.identity import peer_text
+from protocols.limits import EDGE
 from tests.small_task import make_failing_task, make_task, make_wide_task
 
 QUICK: dict[str, Any] = {"evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2}
@@ -249,3 +252,13 @@ async def test_a_reader_that_is_slow_misses_the_oldest_and_ends_with_the_node(ma
     assert ages == sorted(ages)
     assert len(ages) > 1
     assert [report async for report in node.reports()] == []
+
+
+async def test_a_model_above_the_limits_is_refused_at_the_start(
+    make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "edge", replace(EDGE, model_bytes_max=64))
+    node = make("a", limits="edge")
+    with pytest.raises(ConfigError, match="limits 'edge' allow 64"):
+        await node.start()
+    assert node.state == "stopped"
