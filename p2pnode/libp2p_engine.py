@@ -3,9 +3,9 @@
 Owns the host and its restart, every dial, and the rule that two peers share at most one link. Must never call into asyncio but by
 `emit`, and never let one peer's connection wait for another's.
 
-**Greeting.** The dialler opens the control and the bulk stream and says hello on the first: 16 bytes that name its process,
-8 bytes that number its dial. The other side answers with a verdict, its own process and the number of its latest dial: all its
-dials up to that one are void. From then on both streams carry frames.
+**Greeting.** The dialler opens the control and the bulk stream and says hello on the first (`libp2p_greeting.py`). Whom the gate
+doesn't let in gets no answer. Anybody else is told a verdict, and with a good one our process and the number of our latest dial:
+all our dials up to that one are void. From then on both streams carry frames.
 
 **One link.** When both dial at once, the lower peer id's connection survives. The higher side lets a hello in and drops its own
 dial. The lower side drops its dial, if that has said no hello yet, or else keeps the other's hello waiting until its own is
@@ -24,29 +24,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import INetConn, INetStream, INetwork
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from p2pnode.faults import peer_fault
+from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, REFUSED, Hello, explain, protocols, read_hello
+from p2pnode.libp2p_host import Notifee, connect, disconnect, make_host, running
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
-from p2pnode.libp2p_patches import SafeHost, SafeTCP, connect, disconnect, make_host, running, whole_seconds
-from p2pnode.transport import ALREADY_CONNECTED, ALREADY_DIALLING, NO_ANSWER, OURSELVES, Target, TransportLimits
+from p2pnode.libp2p_patches import SafeHost, SafeTCP, whole_seconds
+from p2pnode.transport import (
+    ALREADY_CONNECTED,
+    ALREADY_DIALLING,
+    NO_ANSWER,
+    NOT_LET_IN,
+    OURSELVES,
+    UNWANTED,
+    Gate,
+    Target,
+    TransportLimits,
+)
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
-CONTROL = TProtocol("/p2pnode/1/control")
-BULK = TProtocol("/p2pnode/1/bulk")
-ACCEPTED, REFUSED = b"\x01", b"\x00"
-INSTANCE_BYTES = 16
-NUMBER_BYTES = 8
-HELLO_BYTES = INSTANCE_BYTES + NUMBER_BYTES
 RESTART_S = 1.0  # between a host's death and its next life: long enough not to spin, short against any redial
 CLOSE_S_MAX = 1.0  # for the package to close a connection or a host politely; then it is torn down
 
@@ -92,17 +99,20 @@ class Inbound:
         self.bulk_came = trio.Event()
 
 
-class Engine(INotifee):
+class Engine(Notifee):
     """All of a transport's life in trio. `serve` is that life; the other methods belong to the trio thread too."""
 
     def __init__(
         self,
         seed: bytes,
         limits: TransportLimits,
+        gate: Gate,
         emit: Callable[[Event], None],
         wake_soon: Callable[[Callable[[], None]], None],
     ) -> None:
         self.peer = Identity(seed).peer
+        self._gate = gate
+        self._control, self._bulk = protocols(gate.tag)
         self.tcp = SafeTCP()
         self._seed = seed
         self._limits = limits
@@ -143,8 +153,8 @@ class Engine(INotifee):
     async def _live(self, listen: list[Multiaddr], started: Callable[[list[Multiaddr]], object]) -> CannotListen | None:
         """One host's life, until `stop` or until it dies. Returns why it couldn't listen, if so."""
         host = make_host(self._seed, self.tcp, self._limits)
-        host.set_stream_handler(CONTROL, self._on_control)
-        host.set_stream_handler(BULK, self._on_bulk)
+        host.set_stream_handler(self._control, self._on_control)
+        host.set_stream_handler(self._bulk, self._on_bulk)
         network = host.get_network()
         network.register_notifee(self)
         self._host = host
@@ -181,6 +191,8 @@ class Engine(INotifee):
                 reason = target.reason
             case peer if peer == self.peer:
                 reason = OURSELVES
+            case peer if not self._gate.welcome(peer):
+                reason = UNWANTED
             case peer if peer in self._links:
                 reason = ALREADY_CONNECTED
             case peer if peer in self._dials:
@@ -219,7 +231,7 @@ class Engine(INotifee):
             self._busy.add(connection)
             reason = await self._greet(host, connection, peer, address, dialling)
         except FAULTS as error:
-            reason = _explain(error)
+            reason = explain(error)
         except Exception:
             log.exception("a dial failed")
             reason = "internal error"
@@ -229,17 +241,23 @@ class Engine(INotifee):
         return reason
 
     async def _greet(self, host: SafeHost, connection: SwarmConn, peer: PeerId, address: str, dialling: Dialling) -> str:
-        control = await self._open(host, connection, CONTROL)
-        bulk = await self._open(host, connection, BULK)
+        control = await self._open(host, connection, self._control)
+        bulk = await self._open(host, connection, self._bulk)
         dialling.greeting = True
-        await control.write(self._hello(dialling.number))
+        await control.write(Hello(self._instance, dialling.number, self._gate.knock(peer)).encode())
         reader = FrameReader(control)
-        answer = await reader.exactly(1 + HELLO_BYTES)
-        if answer[:1] != ACCEPTED:
+        try:
+            verdict = await reader.exactly(len(ACCEPTED))
+        except IOException:
+            return NOT_LET_IN  # closed without a word
+        if verdict != ACCEPTED:
             return "the peer refused the link"
+        remote = await read_hello(reader)
+        if why := self._gate.trusts(peer, remote.gate):
+            return why
         where = f"{address}/p2p/{peer_text(peer)}"
         link = Link(peer, where, connection, control, bulk, reader, self._limits, self._wake_soon)
-        self._up(host, link, answer[1:], b"", dialled=True)
+        self._up(host, link, remote, b"", dialled=True)
         return ""
 
     async def _open(self, host: SafeHost, connection: SwarmConn, protocol: TProtocol) -> NetStream:
@@ -249,9 +267,6 @@ class Engine(INotifee):
         await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), seconds)
         stream.set_protocol(protocol)
         return stream
-
-    def _hello(self, number: int) -> bytes:
-        return self._instance + number.to_bytes(NUMBER_BYTES, "big")
 
     # peers that dial us
 
@@ -275,36 +290,41 @@ class Engine(INotifee):
             with trio.move_on_after(self._limits.open_s_max):
                 admitted = await self._welcome(host, connection, stream)
         except FAULTS as error:
-            log.debug("a greeting failed: %s", _explain(error))
+            log.debug("a greeting failed: %s", explain(error))
         if not admitted:
             self._drop(host, connection)
         await connection.event_closed.wait()
 
     async def _welcome(self, host: SafeHost, connection: SwarmConn, stream: NetStream) -> bool:
-        """Read a hello, decide, and bring the link up or refuse."""
+        """Read a hello, decide, and bring the link up or refuse. Whom the gate doesn't let in is told nothing."""
+        peer = peer_from_text(str(connection.muxed_conn.peer_id))
+        ip, port = stream.get_remote_address() or ("", 0)
+        where = f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}/p2p/{peer_text(peer)}"
         inbound = self._inbound.setdefault(connection, Inbound())
         reader = FrameReader(stream)
-        hello = await reader.exactly(HELLO_BYTES)
+        hello = await read_hello(reader)
         await inbound.bulk_came.wait()
-        peer = peer_from_text(str(connection.muxed_conn.peer_id))
+        said = self._gate.answer(peer, hello.gate) if self._gate.welcome(peer) else None
+        if said is None:
+            peer_fault(peer_text(peer), where, "not let in")
+            return False
         if not await self._admit(peer, hello) or inbound.bulk is None:
-            await stream.write(REFUSED + self._hello(self._number))
+            await stream.write(REFUSED)
             return False
         if (dialling := self._dials.get(peer)) is not None:
             dialling.superseded = True
             dialling.scope.cancel()
-        ip, port = stream.get_remote_address() or ("", 0)
-        where = f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}/p2p/{peer_text(peer)}"
         link = Link(peer, where, connection, stream, inbound.bulk, reader, self._limits, self._wake_soon)
-        self._up(host, link, hello, ACCEPTED + self._hello(self._number), dialled=False)
+        answer = Hello(self._instance, self._number, said)
+        self._up(host, link, hello, ACCEPTED + answer.encode(), dialled=False)
         return True
 
-    async def _admit(self, peer: PeerId, hello: bytes) -> bool:
+    async def _admit(self, peer: PeerId, hello: Hello) -> bool:
         """Whether a hello becomes the link. After True there is no link, no dial of ours counts; await nothing before `_up`."""
         while not self._stopping.is_set() and peer != self.peer:
             link, dialling = self._links.get(peer), self._dials.get(peer)
             if link is not None:
-                if hello[:INSTANCE_BYTES] == link.remote_instance and _number(hello) <= link.remote_number:
+                if hello.instance == link.remote_instance and hello.number <= link.remote_number:
                     return False  # void, or older than the link
                 link.end("the peer dialled anew")
                 await link.done.wait()
@@ -316,9 +336,9 @@ class Engine(INotifee):
 
     # links
 
-    def _up(self, host: SafeHost, link: Link, remote: bytes, greeting: bytes, *, dialled: bool) -> None:
+    def _up(self, host: SafeHost, link: Link, remote: Hello, greeting: bytes, *, dialled: bool) -> None:
         assert link.peer not in self._links, "one link a peer"
-        link.remote_instance, link.remote_number = remote[:INSTANCE_BYTES], _number(remote)
+        link.remote_instance, link.remote_number = remote.instance, remote.number
         self._links[link.peer] = link
         self._busy.add(link.connection)
         self._emit(Event(PeerUp(link.peer, link.address, dialled), link))
@@ -355,37 +375,3 @@ class Engine(INotifee):
         """The package tells of a connection, in either direction."""
         if isinstance(conn, SwarmConn):
             self._nursery.start_soon(self._watch, self._host, conn)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        """Of no interest: a link sees its streams end."""
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        """Of no interest."""
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        """Of no interest."""
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Of no interest."""
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Of no interest."""
-
-
-def _number(hello: bytes) -> int:
-    return int.from_bytes(hello[INSTANCE_BYTES:HELLO_BYTES], "big")
-
-
-def _explain(error: BaseException) -> str:
-    """One short reason from the package's chain of exceptions."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    texts = " ".join(str(link).lower() for link in chain)
-    if any(isinstance(link, trio.TooSlowError) for link in chain):
-        return NO_ANSWER
-    if "mismatch" in texts or "does not correspond" in texts:  # Noise found another key than the one we asked for
-        return "another peer answers there"
-    if isinstance(error, MultiselectClientError):
-        return "the peer doesn't speak p2pnode's protocol"
-    return (str(chain[-1]) or type(chain[-1]).__name__)[:200]

@@ -1,8 +1,8 @@
 """py-libp2p 0.8.1 with its known defects mended, for this process's own hosts only.
 
-Owns how a host is put together, and every departure from the package. Must never change the package's own modules or classes
-(two programs may share the process): all of it is subclasses and arguments, one exception named below. Each point has one
-regression test in `tests/test_libp2p_patches.py`.
+Owns every departure from the package; `libp2p_host.py` puts a host together from them. Must never change the package's own
+modules or classes (two programs may share the process): all of it is subclasses and arguments, one exception named below. Each
+point has one regression test in `tests/test_libp2p_patches.py`.
 
  1. 250 inbound connections in its life, and a host refuses all: a slot is held until the swarm stops. `SafeSwarm` gives it back
     when the connection ends.
@@ -11,10 +11,11 @@ regression test in `tests/test_libp2p_patches.py`.
     was granted, opens too many streams, and lets a stream's window grow to a set size only.
  4. A sender whose reader stalls for 5 s is reset; in the meantime it polls. `SafeStream` waits for the event, as long as its
     caller's deadline says.
- 5. One stale first address makes a live peer undialable for 60 s, and every dial waits 250 ms. `connect` dials one address of the
-    caller's choice, past the peer store, the negative cache and the happy-eyeballs delay.
- 6. Leaving `host.run()` without `close()` leaks the listener. `running` closes first.
- 7. Plaintext, secio, TLS and mplex are offered unless security and muxer are given. `make_host` gives Noise and Yamux only.
+ 5. One stale first address makes a live peer undialable for 60 s, and every dial waits 250 ms. `libp2p_host.connect` dials one
+    address of the caller's choice, past the peer store, the negative cache and the happy-eyeballs delay.
+ 6. Leaving `host.run()` without `close()` leaks the listener. `libp2p_host.running` closes first.
+ 7. Plaintext, secio, TLS and mplex are offered unless security and muxer are given. `libp2p_host.make_host` gives Noise and Yamux
+    only.
  8. Listeners share their port (SO_REUSEPORT): a second daemon on the same port takes half the connections, silently.
     `SafeListener` owns its port.
  9. A host identifies every peer it meets, keeps what they say for ever, and dials peers it has heard of, whatever its watermarks.
@@ -28,35 +29,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import libp2p
 import trio
-from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.abc import IMuxedConn, INetStream, IRawConnection, ISecureConn
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
-from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
-from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
-from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP, TCPListener
-from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from p2pnode.transport import TransportLimits
@@ -323,62 +313,3 @@ class SafeTCP(TCP):
 def whole_seconds(seconds: float) -> int:
     """For deadlines that the package keeps in whole seconds, where 0 would mean at once."""
     return max(1, math.ceil(seconds))
-
-
-def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
-    """A host with TCP, Noise and Yamux and nothing else, that dials nobody by itself. To be used within `running`."""
-    keys = create_new_key_pair(seed)
-    peer_id = ID.from_pubkey(keys.public_key)
-    peers = PeerStore()
-    peers.add_key_pair(peer_id, keys)
-    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.open_s_max))
-    upgrader.muxer_multistream = SafeMuxer(limits)
-    config = ConnectionConfig(
-        max_connections=limits.connections_max,
-        min_connections=0,  # all slots are open to inbound connections
-        low_watermark=0,
-        high_watermark=limits.connections_max,  # never prune: we decide who goes
-        inbound_upgrade_timeout=limits.open_s_max,
-        outbound_upgrade_timeout=limits.open_s_max,
-        inbound_stream_protocol_negotiation_timeout=whole_seconds(limits.open_s_max),
-    )
-    swarm = SafeSwarm(peer_id, peers, upgrader, [tcp], RetryConfig(max_retries=0), config)
-    host = SafeHost(swarm, disable_identify_address_discovery=True)
-    host.remove_stream_handler(ID_PUSH)
-    return host
-
-
-@asynccontextmanager
-async def running(host: SafeHost, listen: Sequence[Multiaddr], seconds: float) -> AsyncIterator[None]:
-    """Run `host` in this block; at its end connections, listeners and tasks are closed (point 6), within `seconds`."""
-    async with host.run(listen):
-        try:
-            yield
-        finally:
-            with trio.CancelScope(deadline=trio.current_time() + seconds, shield=True):
-                await host.close()
-
-
-async def connect(host: SafeHost, address: Multiaddr, peer: ID) -> SwarmConn:
-    """Dial one address (point 5). The deadline is the caller's. Raises the package's SwarmException."""
-    swarm = host.get_network()
-    assert isinstance(swarm, SafeSwarm)
-    connection = await swarm.dial_addr(address, peer)
-    assert isinstance(connection, SwarmConn)
-    return connection
-
-
-async def disconnect(host: SafeHost, connection: INetConn, seconds: float) -> None:
-    """Close a connection, by force when the peer hasn't let us for `seconds`; then it is out of the host's books."""
-    muxed = connection.muxed_conn
-    assert isinstance(muxed, SafeYamux)
-    with trio.CancelScope(shield=True):
-        with trio.move_on_after(seconds):
-            await connection.close()
-        if not muxed.is_closed:
-            await muxed.secured_conn.close()  # the reader wakes, and closes the rest
-    swarm = host.get_network()
-    assert isinstance(swarm, SafeSwarm)
-    assert isinstance(connection, SwarmConn)
-    swarm.remove_conn(connection)

@@ -22,7 +22,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
 from p2pnode.libp2p_engine import CannotListen, Engine, Event
 from p2pnode.libp2p_link import Link
-from p2pnode.transport import OnEvent, Traffic, Transport, TransportLimits, check_frame, dial_target
+from p2pnode.transport import Gate, OnEvent, OpenGate, Traffic, Transport, TransportLimits, check_frame, dial_target
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Libp2pTransport(Transport):
     """`identity_seed`: the 32 bytes of the Ed25519 key. `listen`: /ip4/…/tcp/… or /ip6/…/tcp/…, port 0 for any free one.
 
-    `announce`: addresses to tell others instead of those we listen on (behind NAT, say).
+    `announce`: addresses to tell others instead of those we listen on (behind NAT, say). `gate`: who may come in; None: all.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class Libp2pTransport(Transport):
         listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
         announce: Sequence[str] = (),
         limits: TransportLimits | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.peer = Identity(identity_seed).peer
+        self._gate = gate or OpenGate()
         self._limits = limits or TransportLimits()
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [_announce_address(text, self.peer) for text in announce]
@@ -80,7 +82,7 @@ class Libp2pTransport(Transport):
         self._addresses = tuple(f"{address}/p2p/{peer_text(self.peer)}" for address in self._dialable(bound.result()))
 
     async def _make_engine(self) -> Engine:
-        return Engine(self._seed, self._limits, self._from_trio.post, self._to_trio.post)
+        return Engine(self._seed, self._limits, self._gate, self._from_trio.post, self._to_trio.post)
 
     async def _give_up(self) -> None:
         """The first host didn't come up."""

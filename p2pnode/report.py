@@ -7,13 +7,13 @@ unquoted.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from p2pnode.faults import peer_fault
 from p2pnode.parts import Parts
 from p2pnode.transport import Traffic
 from protocols.core import Snapshot
@@ -147,8 +147,7 @@ def log_report(report: Report, address: str) -> None:
     peer = peer_text(report.peer) if report.peer is not None else "-"
     match report.kind:
         case Kind.PEER_FAULT:
-            reason = json.dumps(report.text)
-            log.warning("PEER_FAULT peer=%s addr=%s reason=%s penalty=%g", peer, address, reason, report.penalty)
+            peer_fault(peer, address, report.text, report.penalty)
         case Kind.REFUSED:
             log.warning("%s", report.text)
         case Kind.JOINED:

@@ -1,8 +1,9 @@
 """Links between peers: frames in, frames out, and nothing about what they mean.
 
-Owns the interface that the driver (`node.py`) speaks, its limits, and an in-memory twin with the same semantics, so that
-everything above can be tested without a socket; one contract suite (`tests/test_transport_contract.py`) holds both to it. Must
-never wait for a peer in `dial` or `send`, never read a frame's content, never deliver an event re-entrantly.
+Owns the interface that the driver (`node.py`) speaks, its limits, and what a transport asks before it lets anybody in (`Gate`).
+There are two: libp2p (`libp2p_transport.py`) and an in-memory twin (`memory_transport.py`), so that everything above can be
+tested without a socket; one contract suite (`tests/test_transport_contract.py`) holds both to it. Must never wait for a peer in
+`dial` or `send`, never read a frame's content, never deliver an event re-entrantly.
 
 A link has two lanes, control and bulk. Each keeps its order; a control frame never waits for bulk frames queued before it.
 
@@ -11,16 +12,13 @@ Idea: httpcore's network backends and the mock it ships; aioquic's split of prot
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from p2pnode.errors import ConfigError
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
-from protocols.identity import Identity, PeerId, peer_from_text, peer_text
+from protocols.identity import PeerId, peer_from_text
 
 OnEvent = Callable[[PeerUp | PeerDown | DialFailed | Frame], None]
 
@@ -29,8 +27,11 @@ ALREADY_DIALLING = "already dialling"
 OURSELVES = "that is ourselves"
 NO_ANSWER = "no answer in time"
 HUNG_UP = "the peer hung up"
+NOT_LET_IN = "the peer doesn't let us in"
+UNWANTED = "that peer is shut out"
+ANOTHER_PROTOCOL = "the peer doesn't speak p2pnode's protocol, or belongs to another swarm"
 
-log = logging.getLogger(__name__)
+GATE_BYTES_MAX = 1024  # what either side says at the gate: four proofs and eight keys need half of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,51 @@ class Traffic:
             bytes_sent=self.bytes_sent + other.bytes_sent,
             bytes_received=self.bytes_received + other.bytes_received,
         )
+
+
+class Gate(Protocol):
+    """Who may have a link. Asked in the transport's own thread: quick, safe from any thread, and it never raises.
+
+    Both sides' keys are proved before the gate is asked, so what is said at it may be bound to them.
+    """
+
+    @property
+    def tag(self) -> str:
+        """A part of our protocols' names; strangers who don't know it can't ask for them. '' in an open swarm."""
+
+    def welcome(self, peer: PeerId) -> bool:
+        """Whether `peer` may try at all. False for those who are shut out."""
+
+    def knock(self, peer: PeerId) -> bytes:
+        """What we say to `peer`, whom we dial, to be let in; at most GATE_BYTES_MAX."""
+
+    def answer(self, peer: PeerId, knock: bytes) -> bytes | None:
+        """What we say to `peer`, who dialled us, to let it in; at most GATE_BYTES_MAX. None: it may not, and learns nothing."""
+
+    def trusts(self, peer: PeerId, answer: bytes) -> str:
+        """Why `peer`, whom we dialled and who let us in, is none of ours; '' when it is."""
+
+
+class OpenGate:
+    """Everybody may come in."""
+
+    tag = ""
+
+    def welcome(self, peer: PeerId) -> bool:
+        """Yes."""
+        return True
+
+    def knock(self, peer: PeerId) -> bytes:
+        """Nothing to say."""
+        return b""
+
+    def answer(self, peer: PeerId, knock: bytes) -> bytes | None:
+        """Come in."""
+        return b""
+
+    def trusts(self, peer: PeerId, answer: bytes) -> str:
+        """Yes."""
+        return ""
 
 
 class Transport(ABC):
@@ -160,232 +206,3 @@ def check_frame(frame: bytes, bulk: bool, limits: TransportLimits) -> None:
     cap = limits.bulk_frame_bytes_max if bulk else limits.control_frame_bytes_max
     if len(frame) > cap:
         raise ValueError(f"a {'bulk' if bulk else 'control'} frame has at most {cap} bytes, not {len(frame)}")
-
-
-class _End:
-    """One side of a link between two memory transports."""
-
-    __slots__ = ("bulk", "bulk_bytes", "closing", "control", "dialled", "other", "owner", "traffic", "up")
-
-    def __init__(self, owner: MemoryTransport, dialled: bool) -> None:
-        self.owner = owner
-        self.dialled = dialled
-        self.control: deque[bytes] = deque()
-        self.bulk: deque[bytes] = deque()
-        self.bulk_bytes = 0
-        self.closing: str | None = None
-        self.traffic = Traffic()
-        self.up = True
-        self.other: _End = self
-
-
-class MemoryNetwork:
-    """Where memory transports meet: one asyncio loop, no sockets, no clock but for deadlines, and the same order every time.
-
-    `freeze` and `kill` are the faults that a real peer shows: it stops reading (SIGSTOP), or is gone (SIGKILL).
-    """
-
-    def __init__(self) -> None:
-        self._hosts: list[MemoryTransport] = []
-        self._frozen: set[MemoryTransport] = set()
-
-    def join(self, transport: MemoryTransport) -> int:
-        """Give `transport` its number, the one in its address."""
-        self._hosts.append(transport)
-        return len(self._hosts) - 1
-
-    def find(self, address: str) -> MemoryTransport | None:
-        """The transport at `/memory/<n>`, if it listens."""
-        number = address.removeprefix("/memory/")
-        if not address.startswith("/memory/") or not number.isdecimal() or int(number) >= len(self._hosts):
-            return None
-        host = self._hosts[int(number)]
-        return host if host.listening else None
-
-    def freeze(self, peer: PeerId) -> None:
-        """From now on `peer` takes nothing and answers nobody, but its links stay."""
-        self._frozen.update(host for host in self._hosts if host.peer == peer)
-
-    def frozen(self, host: MemoryTransport) -> bool:
-        """Whether `host` is frozen."""
-        return host in self._frozen
-
-    def kill(self, peer: PeerId) -> None:
-        """`peer` is gone without a word: its links break, its own side hears nothing."""
-        for host in self._hosts:
-            if host.peer == peer:
-                host.vanish("connection lost")
-
-
-class MemoryTransport(Transport):
-    """The in-memory twin. `identity_seed`: 32 bytes, as for libp2p."""
-
-    def __init__(self, network: MemoryNetwork, identity_seed: bytes, limits: TransportLimits | None = None) -> None:
-        self.peer = Identity(identity_seed).peer
-        self.listening = False
-        self._network = network
-        self._limits = limits or TransportLimits()
-        self._number = network.join(self)
-        self._links: dict[PeerId, _End] = {}
-        self._dials: dict[PeerId, tuple[tuple[str, ...], asyncio.TimerHandle]] = {}
-        self._past = Traffic()
-        self._on_event: OnEvent | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def start(self, on_event: OnEvent) -> None:
-        if self._on_event is not None or self._loop is not None:
-            raise ConfigError("this transport was started before: make a new one")
-        self._loop = asyncio.get_running_loop()
-        self._on_event = on_event
-        self.listening = True
-
-    def dial(self, peer: PeerId | None, addresses: tuple[str, ...]) -> None:
-        if not self.listening or self._loop is None:
-            return
-        target = dial_target(peer, addresses, self._limits)
-        reason = self._why_not(target)
-        if reason or target.peer is None:
-            self._loop.call_soon(self._emit, DialFailed(target.peer or peer, addresses, reason))
-            return
-        timer = self._loop.call_later(self._limits.dial_s_max, self._dial_failed, target.peer, NO_ANSWER)
-        self._dials[target.peer] = (addresses, timer)
-        self._loop.call_soon(self._connect, target.peer, target.addresses)
-
-    def _why_not(self, target: Target) -> str:
-        match target.peer:
-            case None:
-                return target.reason
-            case peer if peer == self.peer:
-                return OURSELVES
-            case peer if peer in self._links:
-                return ALREADY_CONNECTED
-            case peer if peer in self._dials:
-                return ALREADY_DIALLING
-        return "too many dials at once" if len(self._dials) >= self._limits.dials_max else target.reason
-
-    def _dial_failed(self, peer: PeerId, reason: str) -> None:
-        if (dial := self._dials.pop(peer, None)) is not None:
-            dial[1].cancel()
-            self._emit(DialFailed(peer, dial[0], reason))
-
-    def _connect(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
-        if not self.listening or peer not in self._dials:
-            return
-        found = [host for address in addresses if (host := self._network.find(address)) is not None]
-        remote = next((host for host in found if host.peer == peer), None)
-        if remote is None:
-            self._dial_failed(peer, "another peer answers there" if found else "nobody listens there")
-        elif self._network.frozen(remote):
-            return  # the deadline ends this dial
-        elif self.peer in remote._dials and remote.peer < self.peer:
-            remote._link(self)  # both dial at once: the lower peer's connection survives
-        else:
-            self._link(remote)
-
-    def _link(self, remote: MemoryTransport) -> None:
-        ours, theirs = _End(self, True), _End(remote, False)
-        ours.other, theirs.other = theirs, ours
-        for end in (ours, theirs):
-            host, other = end.owner, end.other.owner
-            if (old := host._links.get(other.peer)) is not None:
-                self._cut(old, "the peer dialled anew", "connection lost")
-            if (dial := host._dials.pop(other.peer, None)) is not None:
-                dial[1].cancel()
-            host._links[other.peer] = end
-        for end in (theirs, ours):
-            end.owner._emit(PeerUp(end.other.owner.peer, f"/memory/{end.other.owner._number}", end.dialled))
-
-    def send(self, peer: PeerId, frame: bytes, *, bulk: bool = False) -> bool:
-        check_frame(frame, bulk, self._limits)
-        end = self._links.get(peer)
-        if end is None or end.closing is not None or self._loop is None:
-            return False
-        if bulk:
-            if end.bulk_bytes + len(frame) > self._limits.bulk_queue_bytes_max:
-                return False
-            end.bulk_bytes += len(frame)
-            end.bulk.append(frame)
-        else:
-            if len(end.control) >= self._limits.control_queue_frames_max:
-                end.control.popleft()
-                end.traffic = replace(end.traffic, frames_dropped=end.traffic.frames_dropped + 1)
-            end.control.append(frame)
-        self._loop.call_soon(self._pump, end)
-        return True
-
-    def _pump(self, end: _End) -> None:
-        """Move one frame, control before bulk. Called once for every frame queued, and by `hangup`."""
-        if not end.up or self._network.frozen(self) or self._network.frozen(end.other.owner):
-            return
-        if end.control or end.bulk:
-            bulk = not end.control
-            frame = (end.bulk if bulk else end.control).popleft()
-            end.bulk_bytes -= len(frame) if bulk else 0
-            sent = end.traffic
-            end.traffic = replace(sent, frames_sent=sent.frames_sent + 1, bytes_sent=sent.bytes_sent + len(frame))
-            end.other.owner._take(end.other, frame, bulk)
-        if end.up and end.closing is not None and not end.control and not end.bulk:
-            self._cut(end, end.closing, HUNG_UP)
-
-    def _take(self, end: _End, frame: bytes, bulk: bool) -> None:
-        try:
-            check_frame(frame, bulk, self._limits)
-        except ValueError as error:
-            self._cut(end, str(error), "connection lost")
-            return
-        got = end.traffic
-        end.traffic = replace(got, frames_received=got.frames_received + 1, bytes_received=got.bytes_received + len(frame))
-        self._emit(Frame(end.other.owner.peer, frame))
-
-    def hangup(self, peer: PeerId, reason: str) -> None:
-        end = self._links.get(peer)
-        if end is None or end.closing is not None or self._loop is None:
-            return
-        end.closing = reason
-        self._loop.call_soon(self._pump, end)
-        self._loop.call_later(self._limits.hangup_s_max, self._cut, end, reason, HUNG_UP)
-
-    def _cut(self, end: _End, reason: str, other_reason: str) -> None:
-        """End a link for both sides, each with its reason."""
-        for side, why in ((end, reason), (end.other, other_reason)):
-            if side.up:
-                side.up = False
-                peer = side.other.owner.peer
-                del side.owner._links[peer]
-                side.owner._past = side.owner._past.plus(side.traffic)
-                side.owner._emit(PeerDown(peer, why))
-
-    def vanish(self, reason: str) -> None:
-        """End everything at once; nobody on this side is told."""
-        self.listening = False
-        self._on_event = None
-        for _, timer in self._dials.values():
-            timer.cancel()
-        self._dials.clear()
-        for end in list(self._links.values()):
-            self._cut(end, reason, reason)
-
-    async def stop(self) -> None:
-        self.vanish(HUNG_UP)
-
-    def _emit(self, event: PeerUp | PeerDown | DialFailed | Frame) -> None:
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except Exception:
-            log.exception("the handler of %s failed", type(event).__name__)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        return (f"/memory/{self._number}/p2p/{peer_text(self.peer)}",) if self.listening else ()
-
-    def traffic(self) -> dict[PeerId, Traffic]:
-        return {peer: end.traffic for peer, end in self._links.items()}
-
-    @property
-    def total(self) -> Traffic:
-        total = self._past
-        for end in self._links.values():
-            total = total.plus(end.traffic)
-        return total

@@ -16,9 +16,10 @@ from p2pnode.config import Config
 from p2pnode.discovery import GIVEN_MAX, Discovery, Given
 from p2pnode.errors import ConfigError
 from p2pnode.listening import start_transport
+from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.report import best_address
 from p2pnode.store import Store
-from p2pnode.transport import MemoryNetwork, MemoryTransport, TransportLimits
+from p2pnode.transport import TransportLimits
 from p2pnode.uploads import WAITING_MAX, Uploads
 from protocols.effects import SendBlob
 from protocols.events import Frame, PeerUp

@@ -30,7 +30,8 @@ from libp2p.stream_muxer.mplex.mplex import MPLEX_PROTOCOL_ID, Mplex
 from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, YAMUX_HEADER_FORMAT
 from multiaddr import Multiaddr
 
-from p2pnode.libp2p_patches import SafeHost, SafeTCP, SafeYamux, connect, disconnect, make_host, quieten, running
+from p2pnode.libp2p_host import connect, disconnect, make_host, running
+from p2pnode.libp2p_patches import SafeHost, SafeTCP, SafeYamux, quieten
 from p2pnode.transport import TransportLimits
 from protocols.events import DialFailed, PeerDown, PeerUp
 from protocols.identity import Identity, peer_text

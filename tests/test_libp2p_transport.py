@@ -13,7 +13,8 @@ from libp2p.abc import INetStream
 
 from p2pnode.errors import ConfigError
 from p2pnode.libp2p_bridge import Mailbox
-from p2pnode.libp2p_engine import CONTROL, Event
+from p2pnode.libp2p_engine import Event
+from p2pnode.libp2p_greeting import protocols
 from p2pnode.libp2p_link import FRAME_COST_BYTES
 from p2pnode.libp2p_transport import Libp2pTransport
 from p2pnode.transport import TransportLimits
@@ -200,7 +201,7 @@ async def test_a_connection_without_a_link_is_closed_after_a_while(world: Libp2p
         from libp2p.peer.id import ID
         from multiaddr import Multiaddr
 
-        from p2pnode.libp2p_patches import connect
+        from p2pnode.libp2p_host import connect
 
         where, _, who = node.transport.addresses[0].partition("/p2p/")
         connection = await connect(inner(other)._engine._host, Multiaddr(where), ID.from_base58(who))
@@ -223,7 +224,7 @@ async def test_a_peer_that_greets_with_garbage_gets_no_link(world: Libp2pWorld) 
         await stream.write(b"\x07" * 25)
 
     async def replace() -> None:
-        inner(other)._engine._host.set_stream_handler(CONTROL, silent)
+        inner(other)._engine._host.set_stream_handler(protocols("")[0], silent)
 
     await inner(other)._thread.call(replace)
     node.transport.dial(other.peer, other.transport.addresses)

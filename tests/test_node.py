@@ -16,14 +16,16 @@ import pytest
 
 from p2pnode import Config, ConfigError, Node
 from p2pnode.config import PRESETS
+from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.report import NodeReport
-from p2pnode.transport import MemoryNetwork, MemoryTransport
 from protocols.events import PeerDown, PeerUp
 from protocols.identity import peer_text
 from protocols.limits import EDGE
 from tests.small_task import make_failing_task, make_task, make_wide_task
 
-QUICK: dict[str, Any] = {"evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2}
+QUICK: dict[str, Any] = {
+    "evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2, "mdns": False,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from p2pnode.transport import MemoryNetwork, MemoryTransport, Transport, TransportLimits
+from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
+from p2pnode.transport import Transport, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_text
 

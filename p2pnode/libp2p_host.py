@@ -1,0 +1,108 @@
+"""How a libp2p host is put together from the corrected parts, run, dialled from and closed.
+
+Owns nothing that lives: what a host is made of is `libp2p_patches.py`'s, who may have a link is `libp2p_engine.py`'s. Must never
+offer a security or a muxer but Noise and Yamux.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from p2pnode.libp2p_patches import SafeHost, SafeMuxer, SafeSwarm, SafeTCP, SafeYamux, whole_seconds
+from p2pnode.transport import TransportLimits
+
+
+def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
+    """A host with TCP, Noise and Yamux and nothing else, that dials nobody by itself. To be used within `running`."""
+    keys = create_new_key_pair(seed)
+    peer_id = ID.from_pubkey(keys.public_key)
+    peers = PeerStore()
+    peers.add_key_pair(peer_id, keys)
+    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.open_s_max))
+    upgrader.muxer_multistream = SafeMuxer(limits)
+    config = ConnectionConfig(
+        max_connections=limits.connections_max,
+        min_connections=0,  # all slots are open to inbound connections
+        low_watermark=0,
+        high_watermark=limits.connections_max,  # never prune: we decide who goes
+        inbound_upgrade_timeout=limits.open_s_max,
+        outbound_upgrade_timeout=limits.open_s_max,
+        inbound_stream_protocol_negotiation_timeout=whole_seconds(limits.open_s_max),
+    )
+    swarm = SafeSwarm(peer_id, peers, upgrader, [tcp], RetryConfig(max_retries=0), config)
+    host = SafeHost(swarm, disable_identify_address_discovery=True)
+    host.remove_stream_handler(ID_PUSH)
+    return host
+
+
+@asynccontextmanager
+async def running(host: SafeHost, listen: Sequence[Multiaddr], seconds: float) -> AsyncIterator[None]:
+    """Run `host` in this block; at its end connections, listeners and tasks are closed (point 6), within `seconds`."""
+    async with host.run(listen):
+        try:
+            yield
+        finally:
+            with trio.CancelScope(deadline=trio.current_time() + seconds, shield=True):
+                await host.close()
+
+
+async def connect(host: SafeHost, address: Multiaddr, peer: ID) -> SwarmConn:
+    """Dial one address (point 5). The deadline is the caller's. Raises the package's SwarmException."""
+    swarm = host.get_network()
+    assert isinstance(swarm, SafeSwarm)
+    connection = await swarm.dial_addr(address, peer)
+    assert isinstance(connection, SwarmConn)
+    return connection
+
+
+async def disconnect(host: SafeHost, connection: INetConn, seconds: float) -> None:
+    """Close a connection, by force when the peer hasn't let us for `seconds`; then it is out of the host's books."""
+    muxed = connection.muxed_conn
+    assert isinstance(muxed, SafeYamux)
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(seconds):
+            await connection.close()
+        if not muxed.is_closed:
+            await muxed.secured_conn.close()  # the reader wakes, and closes the rest
+    swarm = host.get_network()
+    assert isinstance(swarm, SafeSwarm)
+    assert isinstance(connection, SwarmConn)
+    swarm.remove_conn(connection)
+
+
+class Notifee(INotifee):
+    """One who is told of connections and streams, and does nothing about it: subclasses say what matters to them."""
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        """A connection is open, in either direction."""
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        """A connection is gone."""
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
+        """A stream is open."""
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
+        """A stream is gone."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """We listen."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """We listen no more."""
