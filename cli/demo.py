@@ -64,6 +64,7 @@ class Plan:
             data_dir=folder / f"node{index + 1}",
             task=spec_of(self.task),
             listen=("/ip4/127.0.0.1/tcp/0",),
+            mdns=False,
             merge=self.merge,
             shard_index=index,
             shard_count=self.nodes,

@@ -74,6 +74,10 @@ class Config:
     )
     announce: tuple[str, ...] = _key((), "Multiaddrs to tell others instead of those we listen on (behind a forwarded port).")
     join: tuple[str, ...] = _key((), "Addresses of members, as `p2pnode run` prints them. One that answers is enough.")
+    mdns: bool = _key(True, "Find nodes of this swarm in the local network by multicast DNS, and be found.")
+    via: tuple[str, ...] = _key(
+        (), "Multiaddrs, each with /p2p/<id>, of public helper nodes (`relay = true`) through which members far away find each other."
+    )
     merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
     local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
     fan_out: int = _key(2, "Peers that each new model is offered to. Guess.", low=1, high=32)
@@ -112,7 +116,7 @@ class Config:
         if self.shard_index >= self.shard_count:
             raise ConfigError(f"shard_index is {self.shard_index}, but with shard_count {self.shard_count} the last part is "
                               f"{self.shard_count - 1}; count parts from 0")  # fmt: skip
-        for key in ("listen", "announce", "join"):
+        for key in ("listen", "announce", "join", "via"):
             for address in getattr(self, key):
                 _check_address(key, address)
 
@@ -158,19 +162,19 @@ def _check(key: str, value: Any, meta: Mapping[str, Any]) -> None:
 def _check_address(key: str, address: str) -> None:
     if not address.startswith("/") or not address.isascii():
         raise ConfigError(f"{key} has '{address}', which is no multiaddr; it looks like /ip4/192.0.2.7/tcp/4001")
-    if key == "join":
-        check_join(address)
+    if key in ("join", "via"):
+        check_join(address, key)
 
 
-def check_join(address: str) -> None:
+def check_join(address: str, key: str = "join") -> None:
     """Raises ConfigError unless `address` is a multiaddr that names the peer to expect there."""
     _, found, text = address.rpartition("/p2p/")
     if not address.startswith("/") or not found:
-        raise ConfigError(f"join address '{address}' names no peer; paste the whole line that the other node printed")
+        raise ConfigError(f"{key} address '{address}' names no peer; paste the whole line that the other node printed")
     try:
         peer_from_text(text)
     except ValueError as error:
-        raise ConfigError(f"join address '{address}' is damaged ({error}); paste the whole line again") from None
+        raise ConfigError(f"{key} address '{address}' is damaged ({error}); paste the whole line again") from None
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
