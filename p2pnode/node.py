@@ -24,11 +24,11 @@ from p2pnode.config import Config, check_join
 from p2pnode.discovery import Given
 from p2pnode.errors import ConfigError
 from p2pnode.listening import TransportFactory
-from p2pnode.parts import Hooks, Parts, assemble
+from p2pnode.parts import Factories, Hooks, Parts, assemble
 from p2pnode.report import Audience, NodeReport, live_status, log_report, report_of
 from p2pnode.store import MODEL_FILE, Record
 from p2pnode.task import TaskFunction, spec_of
-from p2pnode.trainer import TrainerError
+from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
 from p2pnode.uploads import RETRY_S
 from protocols import effects as fx
 from protocols.core import Snapshot
@@ -48,14 +48,21 @@ class Node:
     """A participant of a swarm, from `async with` (or `start`) to its end (or `stop`).
 
     `task`: what to train, in place of the config's: a function of one `Shard` at the top level of a module or file, or its
-    name. `transport`: makes the transport for our 32-byte seed; libp2p when None. Starting raises ConfigError.
+    name. `transport`: makes the transport for our 32-byte seed; libp2p when None. `trainer`: makes what trains; a process with
+    torch. Starting raises ConfigError.
     """
 
-    def __init__(self, config: Config, task: TaskFunction | str | None = None, transport: TransportFactory | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        task: TaskFunction | str | None = None,
+        transport: TransportFactory | None = None,
+        trainer: Callable[[TrainerSettings, Path], Trainer] = Trainer,
+    ) -> None:
         self.config = config
         self.state = "new"
         self._task = spec_of(config.task if task is None else task)
-        self._factory = transport
+        self._factories = Factories(transport, trainer)
         self._given = Given(config.join)
         self._stack = AsyncExitStack()
         self._parts: Parts | None = None
@@ -86,7 +93,7 @@ class Node:
         self.state = "starting"
         hooks = Hooks(self._feed, self._on_transport, self._found, self._lonely, self._look, self._publish)
         try:
-            parts = await assemble(self.config, self._task, self._factory, self._given, hooks, self._stack)
+            parts = await assemble(self.config, self._task, self._factories, self._given, hooks, self._stack)
         except BaseException:
             self.state = "stopped"
             await self._stack.aclose()

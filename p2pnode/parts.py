@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 from p2pnode.blobs import Blobs
 from p2pnode.config import Config
@@ -48,6 +49,14 @@ class Hooks:
 
 
 @dataclass(frozen=True, slots=True)
+class Factories:
+    """What makes the two parts that tests and measurements replace."""
+
+    transport: TransportFactory | None = None  # libp2p
+    trainer: Callable[[TrainerSettings, Path], Trainer] = Trainer
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """A started node."""
 
@@ -64,7 +73,7 @@ class Parts:
 
 
 async def assemble(
-    config: Config, task: str, factory: TransportFactory | None, given: Given, hooks: Hooks, stack: AsyncExitStack
+    config: Config, task: str, factories: Factories, given: Given, hooks: Hooks, stack: AsyncExitStack
 ) -> Parts:
     """Every part, started; `stack` closes each, the last one first. Raises ConfigError."""
     records = await Records.open(config.data_dir)
@@ -74,11 +83,11 @@ async def assemble(
     blobs = Blobs(config.data_dir / "blobs", config.bounds.fetch_bytes_max)
     _empty(blobs)
     stack.callback(_empty_quietly, blobs)
-    trainer = Trainer(_trainer_settings(config, task, store), blobs.folder)
+    trainer = factories.trainer(_trainer_settings(config, task, store), blobs.folder)
     stack.push_async_callback(trainer.stop)
     starting = asyncio.create_task(trainer.start())
     try:
-        transport = await start_transport(config, store, factory, hooks.on_transport)
+        transport = await start_transport(config, store, factories.transport, hooks.on_transport)
         stack.push_async_callback(transport.stop)
         ready = await starting
     except TrainerError as error:
