@@ -34,6 +34,7 @@ ADDRESS_BYTES_MAX = 96  # of one, in binary: a relay's with IPv6 has 59, one wit
 BINARY_BYTES_MAX = 366  # what fits into CHARACTERS_MAX (base58: 1.366 characters a byte)
 SWARM_ID_BYTES = 8
 ID_BYTES = 4
+EXPIRY_BYTES = 4
 SECRET_BYTES = 16
 CHECKSUM_BYTES = 4
 LIFE_S = 7 * 24 * 3600  # of an invitation unless said otherwise: long enough for a mail to be read, short for a secret
@@ -70,7 +71,7 @@ def encode(invitation: Invitation) -> str:
     if len(name) > NAME_BYTES_MAX:
         raise ConfigError(f"the swarm's name has {len(name)} bytes; an invitation takes {NAME_BYTES_MAX}: choose a shorter one")
     flags = _HAS_SECRET if invitation.secret else 0
-    head = bytes([VERSION, flags]) + invitation.expires.to_bytes(4, "big") + invitation.swarm_id
+    head = bytes([VERSION, flags]) + invitation.expires.to_bytes(EXPIRY_BYTES, "big") + invitation.swarm_id
     if invitation.secret:
         head += invitation.id + invitation.secret
     head += bytes([len(name)]) + name + invitation.peer
@@ -132,7 +133,7 @@ def _read(body: bytes) -> Invitation:
         return part
 
     flags = take(1)[0]
-    expires, swarm_id = int.from_bytes(take(4), "big"), take(SWARM_ID_BYTES)
+    expires, swarm_id = int.from_bytes(take(EXPIRY_BYTES), "big"), take(SWARM_ID_BYTES)
     number, secret = (take(ID_BYTES), take(SECRET_BYTES)) if flags & _HAS_SECRET else (b"", b"")
     swarm = take(take(1)[0]).decode()
     peer = PeerId(take(KEY_BYTES))
