@@ -3,8 +3,8 @@
 Owns the bytes of a hello and of its answer. Must never decide anything: who may come in is the gate's business, which of two
 links survives is the engine's.
 
-A hello, and the answer after a good verdict: 16 bytes that name the process, 8 bytes that number the dial, 2 bytes of length, and so
-much for the gate (`Gate.knock`, `Gate.answer`). A peer that the gate doesn't let in gets no answer at all.
+A hello, and the answer after a good verdict: 16 bytes that name the process, 8 bytes that number the dial, 2 bytes of length,
+and so much for the gate (`Gate.knock`, `Gate.answer`). A peer that the gate doesn't let in gets no answer at all.
 """
 
 from __future__ import annotations
