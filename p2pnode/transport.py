@@ -1,6 +1,6 @@
 """Links between peers: frames in, frames out, and nothing about what they mean.
 
-Owns the interface that the driver (`node.py`) speaks, its limits, and what a transport asks before it lets anybody in (`Gate`).
+Owns the interface that the driver (`node.py`) speaks, and what a transport asks before it lets anybody in (`Gate`).
 There are two: libp2p (`libp2p_transport.py`) and an in-memory twin (`memory_transport.py`), so that everything above can be
 tested without a socket; one contract suite (`tests/test_transport_contract.py`) holds both to it. Must never wait for a peer in
 `dial` or `send`, never read a frame's content, never deliver an event re-entrantly.
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from p2pnode.transport_limits import TransportLimits as TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import PeerId, peer_from_text
 
@@ -32,28 +33,6 @@ UNWANTED = "that peer is shut out"
 ANOTHER_PROTOCOL = "the peer doesn't speak p2pnode's protocol, or belongs to another swarm"
 
 GATE_BYTES_MAX = 1024  # what either side says at the gate: four proofs and eight keys need half of it
-
-
-@dataclass(frozen=True, slots=True)
-class TransportLimits:
-    """How much a transport holds and how long it waits. Sizes are bytes, times are seconds."""
-
-    control_frame_bytes_max: int = 12 * 1024  # as `protocols.limits.Limits.frame_bytes_max`
-    bulk_frame_bytes_max: int = 256 * 1024 + 4 * 1024  # a chunk of 256 KiB, its proof and its header
-    control_queue_frames_max: int = 256  # per peer; beyond it the oldest is dropped: news beats history
-    bulk_queue_bytes_max: int = 8 * 1024 * 1024  # per peer: two windows of 16 chunks
-    inbox_bytes_max: int = 2 * 1024 * 1024  # per peer: read, but not yet taken by the driver; then we stop reading that peer
-    dials_max: int = 32  # dials under way; the core allows itself fewer
-    dial_addresses_max: int = 8  # addresses tried per dial; the rest is ignored
-    dial_s_max: float = 10.0  # a whole dial, all addresses, until the link is up (go-libp2p: 15 s, 5 s of them local)
-    dial_address_s_max: float = 4.0  # one address: a silent stale one leaves time for the next
-    open_s_max: float = 10.0  # a connection that has no link by then is closed (libp2p DoS guide: a deadline per phase)
-    read_s_max: float = 60.0  # a frame, once begun, is whole by then: 260 KiB at 35 kbit/s
-    write_s_max: float = 60.0  # a frame handed to the connection is gone by then; the same slow line
-    hangup_s_max: float = 2.0  # what is queued may still leave for so long (DESIGN: a clean stop within 5 s)
-    connections_max: int = 128  # authenticated or not; the core keeps 32 links at most
-    connection_streams_max: int = 16  # open in one connection: we use two, identify and ping one each
-    stream_window_bytes_max: int = 1024 * 1024  # unread bytes a peer may have in flight per stream: 20 MB/s at 50 ms
 
 
 @dataclass(frozen=True, slots=True)
