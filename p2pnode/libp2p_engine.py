@@ -20,29 +20,29 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork
-from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.faults import peer_fault
+from p2pnode.libp2p_books import CannotListen, Dialling, Event, Inbound, Through, no_way_through, whence
 from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, REFUSED, Hello, explain, protocols, read_hello
-from p2pnode.libp2p_host import Notifee, connect, disconnect, make_host, running
+from p2pnode.libp2p_host import Companion, Notifee, connect, disconnect, make_host, open_stream, running
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
-from p2pnode.libp2p_patches import SafeHost, SafeTCP, whole_seconds
+from p2pnode.libp2p_patches import SafeHost, SafeTCP
 from p2pnode.transport import (
     ALREADY_CONNECTED,
     ALREADY_DIALLING,
+    CIRCUIT,
     NO_ANSWER,
     NOT_LET_IN,
     OURSELVES,
@@ -50,6 +50,7 @@ from p2pnode.transport import (
     Gate,
     Target,
     TransportLimits,
+    fair_shares,
 )
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
@@ -60,43 +61,6 @@ CLOSE_S_MAX = 1.0  # for the package to close a connection or a host politely; t
 FAULTS = (BaseLibp2pError, MultiaddrError, OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError)
 
 log = logging.getLogger(__name__)
-
-
-class CannotListen(Exception):
-    """`address` could not be bound, for the reason in `error`."""
-
-    def __init__(self, address: str, error: OSError) -> None:
-        super().__init__(f"{address}: {error}")
-        self.address = address
-        self.error = error
-
-
-@dataclass(slots=True)
-class Event:
-    """What goes to the asyncio side: an event, the link it belongs to, and for a frame the inbox that counts it."""
-
-    event: PeerUp | PeerDown | DialFailed | Frame
-    link: Link | None = None
-    inbox: Inbox | None = None
-
-
-@dataclass(slots=True)
-class Dialling:
-    """A dial under way."""
-
-    number: int
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    greeting: bool = False  # our hello may have reached the peer
-    superseded: bool = False  # the peer's own dial won
-    settled: trio.Event = field(default_factory=trio.Event)
-
-
-class Inbound:
-    """A connection that a peer opened: its bulk stream comes by a handler of its own."""
-
-    def __init__(self) -> None:
-        self.bulk: NetStream | None = None
-        self.bulk_came = trio.Event()
 
 
 class Engine(Notifee):
@@ -111,9 +75,11 @@ class Engine(Notifee):
         wake_soon: Callable[[Callable[[], None]], None],
     ) -> None:
         self.peer = Identity(seed).peer
+        self.tcp = SafeTCP()
+        self.companions: list[Companion] = []  # both are set before `serve`
+        self.through: Through = no_way_through
         self._gate = gate
         self._control, self._bulk = protocols(gate.tag)
-        self.tcp = SafeTCP()
         self._seed = seed
         self._limits = limits
         self._emit = emit
@@ -126,6 +92,7 @@ class Engine(Notifee):
         self._dials: dict[PeerId, Dialling] = {}
         self._inbound: weakref.WeakKeyDictionary[SwarmConn, Inbound] = weakref.WeakKeyDictionary()
         self._busy: weakref.WeakSet[SwarmConn] = weakref.WeakSet()  # connections that have a link, or a dial of ours
+        self._held: weakref.WeakKeyDictionary[SwarmConn, int] = weakref.WeakKeyDictionary()  # by companions, how often
         self._instance = os.urandom(INSTANCE_BYTES)
         self._number = 0  # of our latest dial, to anybody
 
@@ -165,11 +132,21 @@ class Engine(Notifee):
                     return CannotListen(*self.tcp.failure)
                 self._bound = [address for listener in network.listeners.values() for address in listener.get_addrs()]
                 started(self._bound)
-                await self._stopping.wait()
-                await self._say_goodbye()
+                async with trio.open_nursery() as beside:
+                    for companion in self.companions:
+                        beside.start_soon(self._accompany, companion, host)
+                    await self._stopping.wait()
+                    await self._say_goodbye()
+                    beside.cancel_scope.cancel()
         except Exception:
             log.debug("the libp2p host failed", exc_info=True)
         return None
+
+    async def _accompany(self, companion: Companion, host: SafeHost) -> None:
+        try:
+            await companion.live(host)
+        except Exception:
+            log.exception("%s failed", type(companion).__name__)
 
     async def _say_goodbye(self) -> None:
         links = list(self._links.values())
@@ -211,8 +188,8 @@ class Engine(Notifee):
         dialling.scope.deadline = trio.current_time() + self._limits.dial_s_max
         try:
             with dialling.scope:
-                for address in addresses:
-                    reason = await self._attempt(peer, address, dialling)
+                for address, seconds in fair_shares(addresses, self._limits):
+                    reason = await self._attempt(peer, address, seconds, dialling)
                     if not reason:
                         break
         finally:
@@ -221,13 +198,36 @@ class Engine(Notifee):
         if reason and not dialling.superseded:
             self._emit(Event(DialFailed(peer, asked.addresses, reason)))
 
-    async def _attempt(self, peer: PeerId, address: str, dialling: Dialling) -> str:
+    async def upgrade(self, peer: PeerId, address: str, connection: SwarmConn) -> str:
+        """Put a link over `connection`, which we opened, in place of a relayed one. Returns why not, or ''."""
+        dialling = self._dials.get(peer)
+        if dialling is not None or self._stopping.is_set() or not self._gate.welcome(peer):
+            self._drop(self._host, connection)
+            return ALREADY_DIALLING
+        self._number += 1
+        dialling = self._dials[peer] = Dialling(self._number)
+        reason = NO_ANSWER
+        try:
+            with dialling.scope:
+                reason = await self._attempt(peer, address, self._limits.dial_address_s_max, dialling, connection)
+        finally:
+            del self._dials[peer]
+            dialling.settled.set()
+        return reason
+
+    async def _attempt(
+        self, peer: PeerId, address: str, seconds: float, dialling: Dialling, connection: SwarmConn | None = None
+    ) -> str:
         """Dial one address and greet. Returns why there is no link, or '' when there is."""
-        host, connection, reason = self._host, None, NO_ANSWER
+        host, reason = self._host, NO_ANSWER
         dialling.greeting = False
         try:
-            with trio.fail_after(self._limits.dial_address_s_max):
-                connection = await connect(host, Multiaddr(address), ID.from_base58(peer_text(peer)))
+            with trio.fail_after(seconds):
+                named = ID.from_base58(peer_text(peer))
+                if connection is None and CIRCUIT in address:
+                    connection = await self.through(host, address, named)
+                elif connection is None:
+                    connection = await connect(host, Multiaddr(address), named)
             self._busy.add(connection)
             reason = await self._greet(host, connection, peer, address, dialling)
         except FAULTS as error:
@@ -241,8 +241,8 @@ class Engine(Notifee):
         return reason
 
     async def _greet(self, host: SafeHost, connection: SwarmConn, peer: PeerId, address: str, dialling: Dialling) -> str:
-        control = await self._open(host, connection, self._control)
-        bulk = await self._open(host, connection, self._bulk)
+        control = await open_stream(host, connection, self._control, self._limits.open_s_max)
+        bulk = await open_stream(host, connection, self._bulk, self._limits.open_s_max)
         dialling.greeting = True
         await control.write(Hello(self._instance, dialling.number, self._gate.knock(peer)).encode())
         reader = FrameReader(control)
@@ -257,16 +257,11 @@ class Engine(Notifee):
             return why
         where = f"{address}/p2p/{peer_text(peer)}"
         link = Link(peer, where, connection, control, bulk, reader, self._limits, self._wake_soon)
+        while (relayed := self._links.get(peer)) is not None:  # this dial is an upgrade
+            relayed.end("a direct link takes its place")
+            await relayed.done.wait()
         self._up(host, link, remote, b"", dialled=True)
         return ""
-
-    async def _open(self, host: SafeHost, connection: SwarmConn, protocol: TProtocol) -> NetStream:
-        """A stream of `connection`, and of no other that the same peer may have."""
-        stream = await connection.new_stream()
-        seconds = whole_seconds(self._limits.open_s_max)
-        await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), seconds)
-        stream.set_protocol(protocol)
-        return stream
 
     # peers that dial us
 
@@ -298,8 +293,7 @@ class Engine(Notifee):
     async def _welcome(self, host: SafeHost, connection: SwarmConn, stream: NetStream) -> bool:
         """Read a hello, decide, and bring the link up or refuse. Whom the gate doesn't let in is told nothing."""
         peer = peer_from_text(str(connection.muxed_conn.peer_id))
-        ip, port = stream.get_remote_address() or ("", 0)
-        where = f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}/p2p/{peer_text(peer)}"
+        where = f"{whence(connection, stream)}/p2p/{peer_text(peer)}"
         inbound = self._inbound.setdefault(connection, Inbound())
         reader = FrameReader(stream)
         hello = await read_hello(reader)
@@ -368,8 +362,22 @@ class Engine(Notifee):
         """Close a connection that has no link after a while: it holds a slot that somebody else may need."""
         with trio.move_on_after(self._limits.open_s_max):
             await connection.event_closed.wait()
-        if connection not in self._busy and not connection.is_closed:
+        if connection not in self._busy and not self._held.get(connection) and not connection.is_closed:
             await disconnect(host, connection, CLOSE_S_MAX)
+
+    @contextmanager
+    def hold(self, connection: SwarmConn) -> Iterator[None]:
+        """Keep `connection`, though it has no link, as long as the block runs."""
+        self._held[connection] = self._held.get(connection, 0) + 1
+        try:
+            yield
+        finally:
+            self._held[connection] -= 1
+            self._nursery.start_soon(self._watch, self._host, connection)
+
+    def link(self, peer: PeerId) -> Link | None:
+        """The link to `peer`, if there is one."""
+        return self._links.get(peer)
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:
         """The package tells of a connection, in either direction."""

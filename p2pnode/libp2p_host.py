@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
@@ -71,6 +77,14 @@ async def connect(host: SafeHost, address: Multiaddr, peer: ID) -> SwarmConn:
     return connection
 
 
+async def open_stream(host: SafeHost, connection: SwarmConn, protocol: TProtocol, seconds: float) -> NetStream:
+    """A stream of `connection`, and of no other of that peer. Raises MultiselectClientError when it doesn't speak `protocol`."""
+    stream = await connection.new_stream()
+    await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), whole_seconds(seconds))
+    stream.set_protocol(protocol)
+    return stream
+
+
 async def disconnect(host: SafeHost, connection: INetConn, seconds: float) -> None:
     """Close a connection, by force when the peer hasn't let us for `seconds`; then it is out of the host's books."""
     muxed = connection.muxed_conn
@@ -84,6 +98,36 @@ async def disconnect(host: SafeHost, connection: INetConn, seconds: float) -> No
     assert isinstance(swarm, SafeSwarm)
     assert isinstance(connection, SwarmConn)
     swarm.remove_conn(connection)
+
+
+class Circuit(RawConnection):
+    """A connection over a stream that a relay passes on. `address`: how the peer is reached, to /p2p-circuit."""
+
+    def __init__(self, stream: NetStream, initiator: bool, address: str) -> None:
+        super().__init__(stream, initiator, ConnectionType.RELAYED)
+        self.address = address
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """The relay's address would be taken for the peer's."""
+        return None
+
+    async def close(self) -> None:
+        """Both ways at once: the relay lets go of it."""
+        await self.stream.reset()  # type: ignore[attr-defined]  # it is a NetStream
+
+
+def circuit_of(connection: INetConn) -> str:
+    """The address of the circuit that `connection` goes over, or '' when it goes over none."""
+    secured = getattr(connection.muxed_conn, "secured_conn", None)
+    raw = getattr(getattr(getattr(secured, "conn", None), "read_writer", None), "read_write_closer", None)
+    return raw.address if isinstance(raw, Circuit) else ""
+
+
+class Companion(Protocol):
+    """What lives beside the links on every host of an engine: relays, reachability, lookups."""
+
+    async def live(self, host: SafeHost) -> None:
+        """Set handlers and work, until cancelled. What it raises is logged, and ends nothing else."""
 
 
 class Notifee(INotifee):

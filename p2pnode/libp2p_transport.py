@@ -19,8 +19,9 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.errors import ConfigError
+from p2pnode.libp2p_books import CannotListen, Event
 from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
-from p2pnode.libp2p_engine import CannotListen, Engine, Event
+from p2pnode.libp2p_engine import Engine
 from p2pnode.libp2p_link import Link
 from p2pnode.transport import Gate, OnEvent, OpenGate, Traffic, Transport, TransportLimits, check_frame, dial_target
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp

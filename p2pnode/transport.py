@@ -25,11 +25,14 @@ OnEvent = Callable[[PeerUp | PeerDown | DialFailed | Frame], None]
 
 ALREADY_CONNECTED = "already connected"
 ALREADY_DIALLING = "already dialling"
+CIRCUIT = "/p2p-circuit"  # in an address: through a relay
 OURSELVES = "that is ourselves"
 NO_ANSWER = "no answer in time"
 HUNG_UP = "the peer hung up"
 NOT_LET_IN = "the peer doesn't let us in"
 UNWANTED = "that peer is shut out"
+NO_MORE_BULK = "no more models today: the budget is nearly used up"
+NOTHING_LEFT = "today's budget is used up"
 ANOTHER_PROTOCOL = "the peer doesn't speak p2pnode's protocol, or belongs to another swarm"
 
 GATE_BYTES_MAX = 1024  # what either side says at the gate: four proofs and eight keys need half of it
@@ -149,6 +152,13 @@ class Transport(ABC):
     def total(self) -> Traffic:
         """Over all links since `start`."""
 
+    @abstractmethod
+    def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
+        """Bound what may cross from now on, in place of an earlier ration; `changed` is told of each change, also the first.
+
+        When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -177,7 +187,17 @@ def dial_target(peer: PeerId | None, addresses: tuple[str, ...], limits: Transpo
         else:
             peer = peer or named
             usable.append(where if mark else address)
+    usable.sort(key=lambda where: CIRCUIT in where)  # a relay is a detour
     return Target(peer, tuple(usable), "" if usable else reason)
+
+
+def fair_shares(addresses: tuple[str, ...], limits: TransportLimits) -> list[tuple[str, float]]:
+    """Each address with the seconds it may take. Silent direct addresses leave half of a dial's time to relays."""
+    direct = sum(CIRCUIT not in address for address in addresses)
+    share = limits.dial_address_s_max
+    if 0 < direct < len(addresses):
+        share = min(share, limits.dial_s_max / 2 / direct)
+    return [(address, limits.dial_s_max if CIRCUIT in address else share) for address in addresses]
 
 
 def check_frame(frame: bytes, bulk: bool, limits: TransportLimits) -> None:

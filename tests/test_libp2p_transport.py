@@ -12,8 +12,8 @@ import pytest
 from libp2p.abc import INetStream
 
 from p2pnode.errors import ConfigError
+from p2pnode.libp2p_books import Event
 from p2pnode.libp2p_bridge import Mailbox
-from p2pnode.libp2p_engine import Event
 from p2pnode.libp2p_greeting import protocols
 from p2pnode.libp2p_link import FRAME_COST_BYTES
 from p2pnode.libp2p_transport import Libp2pTransport

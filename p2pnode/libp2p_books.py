@@ -1,0 +1,71 @@
+"""What the engine keeps in mind of hosts, dials and fresh connections, and what it tells the asyncio side: data only.
+
+Owns shapes, no decisions (`libp2p_engine.py`) and no bytes (`libp2p_greeting.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+
+from p2pnode.libp2p_host import circuit_of
+from p2pnode.libp2p_link import Inbox, Link
+from p2pnode.libp2p_patches import SafeHost
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+
+Through = Callable[[SafeHost, str, ID], Awaitable[SwarmConn]]  # dials an address with /p2p-circuit
+
+
+async def no_way_through(host: SafeHost, address: str, peer: ID) -> SwarmConn:
+    """What dials through relays in a transport that has no circuits."""
+    raise OSError("no way through relays")
+
+
+def whence(connection: SwarmConn, stream: NetStream) -> str:
+    """Where a peer that dialled us comes from, as an address without its /p2p/ part."""
+    if circuit := circuit_of(connection):
+        return circuit
+    ip, port = stream.get_remote_address() or ("", 0)
+    return f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}"
+
+
+class CannotListen(Exception):
+    """`address` could not be bound, for the reason in `error`."""
+
+    def __init__(self, address: str, error: OSError) -> None:
+        super().__init__(f"{address}: {error}")
+        self.address = address
+        self.error = error
+
+
+@dataclass(slots=True)
+class Event:
+    """What goes to the asyncio side: an event, the link it belongs to, and for a frame the inbox that counts it."""
+
+    event: PeerUp | PeerDown | DialFailed | Frame
+    link: Link | None = None
+    inbox: Inbox | None = None
+
+
+@dataclass(slots=True)
+class Dialling:
+    """A dial under way."""
+
+    number: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    greeting: bool = False  # our hello may have reached the peer
+    superseded: bool = False  # the peer's own dial won
+    settled: trio.Event = field(default_factory=trio.Event)
+
+
+class Inbound:
+    """A connection that a peer opened: its bulk stream comes by a handler of its own."""
+
+    def __init__(self) -> None:
+        self.bulk: NetStream | None = None
+        self.bulk_came = trio.Event()
