@@ -17,6 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from p2pnode.pacing import Flow as Flow
+from p2pnode.pacing import Rates as Rates
+from p2pnode.pacing import Ration as Ration
 from p2pnode.transport_limits import TransportLimits as TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import PeerId, peer_from_text
@@ -30,6 +33,8 @@ OURSELVES = "that is ourselves"
 NO_ANSWER = "no answer in time"
 HUNG_UP = "the peer hung up"
 NOT_LET_IN = "the peer doesn't let us in"
+NO_MORE_BULK = "today's budget is nearly used up: no more models"
+NOTHING_LEFT = "today's budget is used up"
 UNWANTED = "that peer is shut out"
 NO_MORE_BULK = "no more models today: the budget is nearly used up"
 NOTHING_LEFT = "today's budget is used up"
@@ -158,6 +163,13 @@ class Transport(ABC):
 
         When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on.
         """
+
+    def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
+        """Bound what may cross from now on, in place of an earlier ration; `changed` is told of each change.
+
+        When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on.
+        """
+        raise NotImplementedError("this transport counts nothing that a ration could be held to")
 
 
 @dataclass(frozen=True, slots=True)
