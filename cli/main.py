@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import demo, inspect, run, simulate
+from cli import bench, demo, doctor, inspect, run, simulate
 from cli.exit_status import ExitStatus
 from p2pnode.errors import ConfigError
 
@@ -49,7 +49,7 @@ def _options(
     pass
 
 
-for verbs in (demo, run, inspect, simulate):
+for verbs in (demo, run, inspect, doctor, simulate, bench):
     verbs.register(app)
 
 

@@ -1,0 +1,88 @@
+"""`p2pnode bench`: measurements that anybody can repeat.
+
+Owns the flags, the talk and the tables; what is measured, and how, is `p2pnode.bench`. Exit status 0 only when everything that
+was measured worked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.exit_status import ExitStatus
+from cli.options import AsJson
+from cli.render import Screen, number
+from p2pnode.errors import ConfigError
+
+TRANSFER_COLUMNS = ("MiB", "way", "MB/s", "least", "most", "cpu s/GB", "ours / this")
+TRIP_COLUMNS = ("", "p50 ms", "p99 ms")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to `app`."""
+    bench = typer.Typer(help="Measure speed, memory and idleness on this machine.", no_args_is_help=True, rich_markup_mode=None)
+    bench.command()(transfer)
+    app.add_typer(bench, name="bench")
+
+
+def transfer(
+    mib: Annotated[str, typer.Option(help="Sizes of the model, in MiB, separated by commas.", metavar="N,N")] = "16,64,256",
+    repeat: Annotated[int, typer.Option(min=1, max=100, help="Counted rounds of each size; one more warms up.")] = 5,
+    as_json: AsJson = False,
+    damage: Annotated[str, typer.Option("--damage", hidden=True)] = "",
+) -> None:
+    """Move a model between two nodes, beside the bare libp2p stream, TLS and TCP.
+
+    All on this machine, each way between two processes, in turns. Also round trips of a small frame, idle and during a transfer,
+    and connection set-up. Exit status 1 when a transfer fails or a digest is wrong.
+    """
+    from p2pnode.bench.children import BenchError
+    from p2pnode.bench.transfer import run
+
+    screen = Screen(as_json)
+    try:
+        document = run(_sizes(mib), repeat, screen.talk, damage)
+    except BenchError as error:
+        _failed(screen, error)
+    if as_json:
+        screen.document(document)
+        return
+    screen.show(TRANSFER_COLUMNS, [row for size in document["sizes"] for row in _size_rows(size)])
+    screen.show(TRIP_COLUMNS, _trip_rows(document))
+
+
+def _sizes(text: str) -> list[int]:
+    from p2pnode.bench.transfer import MIB_MAX
+
+    sizes = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(sizes) != len(text.split(",")) or not all(1 <= size <= MIB_MAX for size in sizes):
+        raise ConfigError(f"'{text}' is no list of sizes; write whole MiB from 1 to {MIB_MAX}, such as 16,64")
+    return sizes
+
+
+def _failed(screen: Screen, error: Exception) -> None:
+    screen.talk(f"p2pnode: {error}")
+    if screen.as_json:
+        screen.document({"ok": False, "error": str(error)})
+    raise typer.Exit(ExitStatus.FAILED)
+
+
+def _size_rows(size: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, way in size["ways"].items():
+        speeds = [number(way[key], 0) for key in ("mb_per_s", "min", "max")]
+        rows.append([str(size["mib"]), name, *speeds, number(way["cpu_s_per_gb"], 2), number(size.get(f"ratio_to_{name}"), 2)])
+    return rows
+
+
+def _trip_rows(document: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, trips in document["round_trip"].items():
+        for when, figures in trips.items():
+            rows.append(
+                [f"round trip, {name}, {when.replace('_', ' ')}", *(number(figures[key]) for key in ("p50_ms", "p99_ms"))]
+            )
+    for name, figures in document["connect"].items():
+        rows.append([f"connection set-up, {name}", *(number(figures[key], 1) for key in ("p50_ms", "p99_ms"))])
+    return rows

@@ -1,0 +1,60 @@
+"""`p2pnode bench` with small amounts and real processes: what the documents hold, and that a byte gone wrong is noticed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli.exit_status import ExitStatus
+from tests.processes import alive, descendants, p2pnode, running, wait_for
+
+WAYS = {"ours", "libp2p_stream", "tls", "tcp"}
+
+
+def test_transfer_measures_every_way_in_one_run() -> None:
+    done = p2pnode("bench", "transfer", "--mib", "1,3", "--repeat", "2", "--json")
+    assert done.returncode == ExitStatus.OK, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert [size["mib"] for size in document["sizes"]] == [1, 3]
+    for size in document["sizes"]:
+        assert set(size["ways"]) == WAYS
+        for way in size["ways"].values():
+            assert 0 < way["min"] <= way["mb_per_s"] <= way["max"]
+            assert way["cpu_s_per_gb"] > 0
+        assert 0 < size["ratio_to_tcp"] < size["ratio_to_libp2p_stream"] < 5
+        assert 0 < size["ratio_to_tls"] < 5
+    for way in ("ours", "libp2p_stream"):
+        for when in ("idle", "during_bulk"):
+            trips = document["round_trip"][way][when]
+            assert 0 < trips["p50_ms"] <= trips["p99_ms"]
+    assert document["connect"]["libp2p_stream"]["p50_ms"] > 250, "the stock package sleeps so long; has it been mended?"
+    assert 0 < document["connect"]["ours"]["p50_ms"] < 200
+
+
+@pytest.mark.parametrize("way", ["ours", "libp2p_stream"])
+def test_a_damaged_byte_is_noticed(way: str) -> None:
+    done = p2pnode("bench", "transfer", "--mib", "1", "--repeat", "1", "--json", "--damage", way)
+    assert done.returncode == ExitStatus.FAILED
+    document = json.loads(done.stdout)
+    assert document["ok"] is False
+    assert document["error"].startswith(f"{way}, 1 MiB: ")
+    reason = "doesn't belong to its digest" if way == "ours" else "the digests differ"
+    assert reason in document["error"]
+    assert f"p2pnode: {document['error']}" in done.stderr
+
+
+def test_its_processes_end_with_it() -> None:
+    with running("bench", "transfer", "--mib", "16", "--repeat", "50") as bench:
+        wait_for(lambda: len(descendants(bench.pid)) >= 8, 60, "the start of all ways")
+        started = list(descendants(bench.pid))
+        bench.kill()
+        wait_for(lambda: not any(map(alive, started)), 20, "the end of what the bench started")
+
+
+@pytest.mark.parametrize("sizes", ["", "0", "16,", "1.5", "4096"])
+def test_sizes_must_make_sense(sizes: str) -> None:
+    done = p2pnode("bench", "transfer", "--mib", sizes)
+    assert done.returncode == ExitStatus.BAD_INPUT
+    assert "write whole MiB from 1 to" in done.stderr
