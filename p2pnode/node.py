@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from p2pnode.access import Access, Ban
+from p2pnode.admission import Admission
 from p2pnode.config import Config, check_join
 from p2pnode.discovery import Given
 from p2pnode.errors import ConfigError
@@ -63,7 +65,7 @@ class Node:
         self.state = "new"
         self._task = spec_of(config.task if task is None else task)
         self._factories = Factories(transport, trainer)
-        self._given = Given(config.join)
+        self._given = Given(())
         self._stack = AsyncExitStack()
         self._parts: Parts | None = None
         self._early: list[Event] = []
@@ -91,20 +93,23 @@ class Node:
         """Open the data folder, start the training process, listen, and take part. Raises ConfigError; then nothing is left."""
         assert self.state == "new", "a node is started once"
         self.state = "starting"
-        hooks = Hooks(self._feed, self._on_transport, self._found, self._lonely, self._look, self._publish)
+        hooks = Hooks(self._feed, self._on_transport, self._found, self._lonely, self._look, self._publish, self._spawn)
         try:
             parts = await assemble(self.config, self._task, self._factories, self._given, hooks, self._stack)
         except BaseException:
             self.state = "stopped"
+            await self._end_tasks()
             await self._stack.aclose()
             raise
         self._parts = parts
+        self.config = parts.config
         self.state = "running"
         for remark in parts.records.store.remarks:
             log.warning("%s", remark)
         for work in (parts.jobs.run(), parts.discovery.run(), self._remember_for_ever(parts)):
             self._spawn(work)
         early, self._early = self._early, []
+        self.admission.restore()
         for event in (*early, Tick()):
             self._feed(event)
         log.info("node %s of swarm '%s' listens on %s", self.peer_id, self.config.swarm, ", ".join(self.addresses))
@@ -122,15 +127,18 @@ class Node:
             for timer in (self._timer, self._retry):
                 if timer is not None:
                     timer.cancel()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._end_tasks()
             await self._stack.aclose()
             self.state = "stopped"
             self._audience.publish(None)
 
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _part_politely(self, parts: Parts) -> None:
-        await parts.records.remember(self._look().known)
+        await parts.records.remember(self._look().known, self.addresses)
         settled = await parts.jobs.settle(SETTLE_S_MAX)
         saving = asyncio.create_task(self._save_last(parts, settled))
         self._feed(Leave())
@@ -214,8 +222,18 @@ class Node:
             case fx.Store(sequence, age, steps, digest):
                 record = Record(sequence, age, steps, digest)
                 self._spawn(parts.records.keep(record, lambda: self._feed(Stored(sequence))))
+            case fx.Revoked():
+                self._on_revoked(effect)
             case fx.Report():
                 log_report(effect, self._links.get(effect.peer, "-") if effect.peer else "-")
+            case fx.Revoked(peer, by, secret):
+                log.warning("%s was banned by %s", peer_text(peer), peer_text(by))
+                if isinstance(parts.access, Access):
+                    parts.access.revoked(Ban(peer, by, secret))
+
+    def _on_revoked(self, revoked: fx.Revoked) -> None:
+        """A member has shut a peer out of the swarm."""
+        log.warning("peer %s was shut out of the swarm by member %s", peer_text(revoked.peer), peer_text(revoked.by))
 
     def _try_blobs(self, change: Callable[[], None]) -> None:
         """A piece that can't be written is one model that can't be merged; the next one may."""
@@ -242,7 +260,7 @@ class Node:
     async def _remember_for_ever(self, parts: Parts) -> None:
         while True:
             await asyncio.sleep(REMEMBER_S)
-            await parts.records.remember(self._look().known)
+            await parts.records.remember(self._look().known, self.addresses)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -290,6 +308,11 @@ class Node:
         check_join(address)
         self._given.add(address)
         self._found((address,))
+
+    @property
+    def admission(self) -> Admission:
+        """Invite, allow, ban. RuntimeError while not running."""
+        return Admission(self._running.access, self.addresses, self._feed)
 
     async def export(self, path: Path | str) -> None:
         """Write the model as safetensors. Raises ConfigError when that can't be done there, TrainerError."""

@@ -15,7 +15,22 @@ from hashlib import sha256
 
 from protocols.effects import Effect, Hangup, Kind
 from protocols.errors import OtherVersion, RemoteError
-from protocols.events import DialFailed, Event, Frame, Join, Leave, Merged, PeerDown, PeerUp, Stored, Tick, Trained
+from protocols.events import (
+    Allow,
+    DialFailed,
+    Event,
+    Frame,
+    Join,
+    Leave,
+    Merged,
+    Metered,
+    PeerDown,
+    PeerUp,
+    Revoke,
+    Stored,
+    Tick,
+    Trained,
+)
 from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
 from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId, peer_text
@@ -35,14 +50,17 @@ from protocols.messages import (
     NeighbourReply,
     Ping,
     Pong,
+    Revocations,
+    RevocationsKnown,
     Shuffle,
     SignedOffer,
     Want,
 )
 from protocols.randomness import Randomness
+from protocols.revocation import SHUT_OUT, Register
 from protocols.scoring import Scores
 from protocols.serving import Shelf
-from protocols.snapshot import PeerStatus, Snapshot
+from protocols.snapshot import PeerStatus, Snapshot, peer_status, snapshot_of
 from protocols.transfer import PENALTY_STALLED, Transfers
 from protocols.turn import Turn
 from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, VERSION, decode, is_address
@@ -105,13 +123,16 @@ class Core:
         self._holdings = Holdings()
         self._transfers = Transfers(limits, self._holdings)
         self._shelf = Shelf(limits, self._holdings)
+        self._register = Register(identity, self._swarm, limits, self._links)
         known = [Contact(c.peer, self._sayable(c.addresses)) for c in contacts]
-        self._members = Membership(identity.peer, limits, randomness, self._links, now, known, settings.neighbours)
+        self._members = Membership(
+            identity.peer, limits, randomness, self._links, now, known, settings.neighbours, self._register
+        )
         self._members.addresses = self._sayable(addresses)
         scope = self._swarm + settings.schema
         self._gossip = Gossip(
             identity, scope, settings.gossip, limits, settings.samples, model, randomness,
-            self._members.active, self._transfers, self._shelf, self._holdings, now,
+            self._members.active, self._register, self._transfers, self._shelf, self._holdings, now,
         )  # fmt: skip
         self._faults: dict[str, int] = {}
         self._leaving = False
@@ -148,7 +169,7 @@ class Core:
                 self._on_down(peer, turn)
             case DialFailed(peer, _, _) if peer is not None:
                 self._members.dial_failed(peer, turn.now)
-            case Trained() | Merged() | Stored() if self._leaving:
+            case Trained() | Merged() | Stored() | Metered() if self._leaving:
                 pass  # nobody is listening any more
             case Trained():
                 self._gossip.on_trained(event, turn)
@@ -161,6 +182,14 @@ class Core:
                 self._members.join(addresses)
             case Leave():
                 self._leave(turn)
+            case Metered(bulk):
+                self._shelf.bulk = bulk
+                self._gossip.pulling.allow_bulk(bulk, turn)
+            case Revoke(peer, secret):
+                self._register.revoke(peer, secret, turn)
+                self._enforce(turn)
+            case Allow(peer):
+                self._register.allow(peer)
             case Tick() | DialFailed():
                 pass
 
@@ -185,7 +214,7 @@ class Core:
         self._members.tick(turn)
         for peer in self._transfers.tick(turn):
             self._blame(peer, RemoteError("a model that it offered doesn't come", PENALTY_STALLED), turn)
-        self._gossip.sources_changed(None, turn)
+        self._gossip.pulling.pull(turn)
         self._gossip.tick(turn)
 
     def _idle(self, link: Link) -> bool:
@@ -198,6 +227,8 @@ class Core:
         assert link.peer not in self._links, "the driver reports one link a peer at a time"
         if self._leaving:
             self._turn_away(link, Goodbye.LEAVING, "this node is leaving", turn)
+        elif link.peer in self._register:
+            self._turn_away(link, Goodbye.FAULT, SHUT_OUT, turn)
         elif self._scores.graylisted(link.peer, turn.now):
             self._turn_away(link, Goodbye.FAULT, "too many faults lately", turn)
         elif not self._members.welcome(link):
@@ -218,7 +249,7 @@ class Core:
         if link is not None:
             self._members.closed(link, turn)
             self._transfers.peer_lost(peer, turn)
-            self._gossip.sources_changed(peer, turn)
+            self._gossip.pulling.peer_lost(peer, turn)
 
     def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
         self._members.parting(link, text, turn)
@@ -229,6 +260,15 @@ class Core:
         self._leaving = True
         for link in [link for link in self._links.values() if link.state is not State.CLOSING]:
             self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+
+    def _enforce(self, turn: Turn) -> None:
+        """Whoever is shut out now: nothing of it is kept, and no link."""
+        for peer in self._register.shut_out:
+            self._members.shut_out(peer)
+            self._gossip.pulling.shut_out(peer, turn)
+            link = self._links.get(peer)
+            if link is not None and link.state is not State.CLOSING:
+                self._hang_up(link, Goodbye.FAULT, SHUT_OUT, turn)
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -247,7 +287,7 @@ class Core:
                 self._refuse(link, Goodbye.OTHER_VERSION, fault.reason, turn)
                 return
             self._blame(peer, fault, turn)
-            self._gossip.sources_changed(None, turn)
+            self._gossip.pulling.pull(turn)
 
     def _on_message(self, link: Link, message: Message, turn: Turn) -> None:
         if isinstance(message, Bye):
@@ -267,12 +307,14 @@ class Core:
             case Want():
                 self._shelf.on_want(link, message, turn)
             case Chunk():
-                digest = self._transfers.on_chunk(link.peer, message, turn)
+                digest = self._transfers.on_chunk(link, message, turn)
                 if digest is not None:
-                    self._gossip.on_fetched(digest, turn)
+                    self._gossip.pulling.on_fetched(digest, turn)
+                elif message.digest in self._transfers.parked:
+                    self._gossip.pulling.pull(turn)  # its source may be asked for no more
             case Gone(digest):
                 self._transfers.on_gone(link.peer, digest, turn)
-                self._gossip.sources_changed(None, turn)
+                self._gossip.pulling.pull(turn)
             case Ping(token):
                 turn.send(link.peer, Pong(token))
             case Pong(token):
@@ -287,6 +329,13 @@ class Core:
                 self._members.on_forward_join(link, message, turn)
             case Shuffle():
                 self._members.on_shuffle(link, message, turn)
+            case RevocationsKnown():
+                self._register.on_known(link, message, turn)
+            case Revocations():
+                try:
+                    self._register.on_revocations(link, message, turn)
+                finally:
+                    self._enforce(turn)
             case Hello() | Bye():
                 raise AssertionError("handled before")
 
@@ -305,6 +354,7 @@ class Core:
             self._refuse(link, Goodbye.OTHER_SCHEMA, f"its model has another schema ({theirs}, ours is {ours})", turn)
         else:
             link.state = State.OPEN
+            self._register.opened(link, turn)
             self._members.opened(link, turn)
             self._greet(link, turn)
 
@@ -338,37 +388,9 @@ class Core:
 
     def snapshot(self, now: float) -> Snapshot:
         """The state at `now`, for people, metrics and checks."""
-        gossip, members = self._gossip, self._members
-        known = [link.contact for link in members.active.values() if link.addresses]
-        return Snapshot(
-            peers=tuple(self._peer_status(link, now) for link in self._links.values()),
-            active_count=len(members.active),
-            passive_count=len(members.passive),
-            known=tuple(known + list(members.passive.values())),
-            phase=gossip.phase,
-            digest=gossip.digest,
-            age=gossip.age,
-            steps=gossip.steps,
-            sequence=gossip.sequence,
-            merges=gossip.merges,
-            merges_refused=gossip.merges_refused,
-            models_ready=gossip.models_ready,
-            offers_known=gossip.offers_known,
-            fetches=len(self._transfers.fetching),
-            blobs_held=len(self._holdings),
-            health=members.liveness.health,
-            faults=dict(self._faults),
+        status = tuple(
+            peer_status(link, peer in self._members.active, self._scores.points(peer, now), now)
+            for peer, link in self._links.items()
         )
-
-    def _peer_status(self, link: Link, now: float) -> PeerStatus:
-        return PeerStatus(
-            link.peer,
-            link.address,
-            link.addresses,
-            link.peer in self._members.active,
-            link.since,
-            link.round_trip_s,
-            link.offers,
-            link.merges,
-            self._scores.points(link.peer, now),
-        )
+        parts = (self._members, self._gossip, self._transfers, self._holdings, self._register)
+        return snapshot_of(status, *parts, dict(self._faults))

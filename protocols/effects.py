@@ -6,7 +6,7 @@ peer's bounded queue is dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from protocols.identity import PeerId
@@ -104,6 +104,19 @@ class Store:
     digest: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The member `by` has shut `peer` out of the swarm; `secret` is what it told everybody but that peer.
+
+    Once for each statement heard from others, so more than once for a peer that several members revoke, or one with several
+    secrets; also for a peer that is allowed here, since the secret counts even so. After a restart all come once more.
+    """
+
+    peer: PeerId
+    by: PeerId
+    secret: bytes = field(repr=False)
+
+
 class Kind(Enum):
     """What a `Report` is about; the driver turns these into log lines and counters."""
 
@@ -126,4 +139,4 @@ class Report:
     penalty: float = 0.0
 
 
-Effect = Dial | Hangup | Send | SendBlob | WriteChunk | Discard | Train | Merge | Store | Report
+Effect = Dial | Hangup | Send | SendBlob | WriteChunk | Discard | Train | Merge | Store | Report | Revoked

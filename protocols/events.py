@@ -6,10 +6,11 @@ at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocols.identity import PeerId
 from protocols.merkle import Digest
+from protocols.messages import SECRET_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +100,33 @@ class Leave:
     """Say goodbye to everybody; the driver stops the core afterwards."""
 
 
-Event = PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored | Join | Leave
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """A person shuts `peer` out of the swarm, for all members. `secret`: at most 64 bytes that each of them gets with it.
+
+    Told again after a restart, it makes the very same statement. ValueError when the secret is longer.
+    """
+
+    peer: PeerId
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.secret) > SECRET_BYTES_MAX:
+            raise ValueError(f"a secret has at most {SECRET_BYTES_MAX} bytes, not {len(self.secret)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """A person lets `peer` in here, whoever has shut it out, until it is revoked here again."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """Whether models may be fetched and served (`bulk`). While they may not, offers still go, and wants are answered by Gone."""
+
+    bulk: bool
+
+
+Event = PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored | Join | Leave | Revoke | Allow | Metered

@@ -5,8 +5,8 @@ One round of one node, with no barrier and no round number shared with anybody:
     train a few local steps → merge what has arrived meanwhile → store the new sequence number → offer the model to a few
     random active peers, and ask for theirs (push-pull) → train …
 
-Offers are small and signed; models are pulled, while training goes on, by the one who wants to hear them, newest of each author
-first come. A model counts in a merge by its age (local updates it has seen) times its author's samples.
+Offers are small and signed; models are pulled, while training goes on, by the one who wants to hear them (`pulling`). A model
+counts in a merge by its age (local updates it has seen) times its author's samples.
 
 Sources: Ormándi, Hegedűs, Jelasity 2013 (gossip learning, age-weighted merge, age = maximum); Hegedűs, Danner, Jelasity 2021;
 epidemic learning (De Vos et al. 2023: random partners anew each time). It must never merge the same (author, sequence) twice,
@@ -15,8 +15,7 @@ nor say two things under one sequence number: the number is stored before it is 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -29,6 +28,7 @@ from protocols.limits import Limits
 from protocols.links import Link
 from protocols.merkle import Digest
 from protocols.messages import Offer, SignedOffer
+from protocols.pulling import Pulling
 from protocols.randomness import Randomness
 from protocols.serving import Shelf
 from protocols.transfer import Transfers
@@ -76,17 +76,8 @@ class Phase(Enum):
     STORING = "storing"
 
 
-@dataclass(slots=True)
-class _Candidate:
-    """An offer of one author, who has it, and when we first heard of it (seconds)."""
-
-    offer: Offer
-    sources: list[PeerId]
-    at: float
-
-
 class Gossip:
-    """The learning side of one node. `active` is the membership's view of links, read here for partners."""
+    """The learning side of one node. `active` is the membership's view of links, read here for partners; `barred`: no authors."""
 
     def __init__(
         self,
@@ -98,6 +89,7 @@ class Gossip:
         model: ModelState,
         randomness: Randomness,
         active: Mapping[PeerId, Link],
+        barred: Container[PeerId],
         transfers: Transfers,
         shelf: Shelf,
         holdings: Holdings,
@@ -105,17 +97,14 @@ class Gossip:
     ) -> None:
         self._identity, self._scope, self._settings, self._limits = identity, scope, settings, limits
         self._samples, self._randomness, self._active = samples, randomness, active
-        self._transfers, self._shelf, self._holdings = transfers, shelf, holdings
+        self._barred, self._shelf, self._holdings = barred, shelf, holdings
         self.digest, self.size = model.digest, model.size
         self.age, self.steps, self.sequence = model.age, model.steps, model.sequence
         self.phase = Phase.RESTING
         self.merges = self.merges_refused = 0
         self._next_round = now
-        self._candidates: dict[PeerId, _Candidate] = {}  # by author: the newest offer
-        self._fetching: dict[Digest, _Candidate] = {}
-        self._ready: dict[PeerId, _Candidate] = {}  # by author: fetched, waiting for the next merge
+        self.pulling = Pulling(limits, randomness, transfers, holdings)
         self._merging: tuple[Offer, ...] = ()
-        self._heard: dict[PeerId, int] = {}  # author → newest sequence number given to a merge
         self._offer: SignedOffer | None = None  # our newest, once its number is stored
         holdings.keep(model.digest)
 
@@ -130,21 +119,16 @@ class Gossip:
             raise RemoteError("offer with an absurd age or number of samples", PENALTY_BAD_OFFER)
         if signed.pull:
             self._say(link, turn, pull=False)
-        if offer.author == self._identity.peer or not self._is_news(offer):
+        if offer.author == self._identity.peer or offer.author in self._barred or not self.pulling.is_news(offer):
             return  # not worth a look at its signature
         check_offer(signed, self._scope)
         link.offers += 1
-        self._consider(link.peer, offer, turn)
-        self._pull(turn)
+        self.pulling.consider(link.peer, offer, turn)
 
     def greet(self, link: Link, turn: Turn) -> None:
-        """A peer has become active: tell it what we have."""
+        """A peer has become active: tell it what we have, and go on with what it was delivering when its link broke."""
         self._say(link, turn, pull=False)
-
-    def _is_news(self, offer: Offer) -> bool:
-        """Whether `offer` is newer than whatever of its author is merged, being merged, or waits for it."""
-        ready = self._ready.get(offer.author)
-        return offer.sequence > max(self._heard.get(offer.author, -1), -1 if ready is None else ready.offer.sequence)
+        self.pulling.came_back(link.peer, turn)
 
     def _say(self, link: Link, turn: Turn, *, pull: bool) -> None:
         """Offer our newest model, unless this peer has been told already."""
@@ -152,79 +136,6 @@ class Gossip:
             return
         link.offered = self._offer.offer.sequence
         turn.send(link.peer, SignedOffer(self._offer.offer, self._offer.body, self._offer.signature, pull))
-
-    def _consider(self, peer: PeerId, offer: Offer, turn: Turn) -> None:
-        known = self._candidates.get(offer.author)
-        if known is not None and known.offer.sequence > offer.sequence:
-            return
-        if offer.digest in self._fetching:
-            self._transfers.add_source(offer.digest, peer)
-            return
-        if known is not None and known.offer.digest == offer.digest:
-            if peer not in known.sources:
-                known.sources.append(peer)
-            return
-        self._candidates.pop(offer.author, None)
-        self._candidates[offer.author] = _Candidate(offer, [peer], turn.now)
-        if len(self._candidates) > self._limits.offers_max:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """Forget the oldest offer of whoever told us of most, so that nobody can push the others out."""
-        told = Counter(candidate.sources[0] for candidate in self._candidates.values())
-        greedy = max(told, key=lambda peer: (told[peer], peer))
-        del self._candidates[next(a for a, c in self._candidates.items() if c.sources[0] == greedy)]
-
-    # --- pulling ------------------------------------------------------------------------------------------------------
-
-    def _pull(self, turn: Turn) -> None:
-        """Fetch offered models, of random distinct authors, as long as there is room."""
-        for author in [a for a, c in self._candidates.items() if not (self._fresh(c, turn.now) and self._is_news(c.offer))]:
-            del self._candidates[author]
-        authors = [a for a in self._candidates if a not in self._ready]
-        busy = {fetched.offer.author for fetched in self._fetching.values()}
-        self._randomness.shuffle(authors)
-        for author in authors:
-            if len(self._ready) + len(self._fetching) >= self._limits.models_ready_max:
-                return
-            if author not in busy:
-                self._take(self._candidates[author], turn)
-
-    def _fresh(self, candidate: _Candidate, now: float) -> bool:
-        return now - candidate.at <= self._limits.offer_age_s_max
-
-    def _take(self, candidate: _Candidate, turn: Turn) -> None:
-        offer = candidate.offer
-        if offer.digest in self._holdings:
-            if offer.digest in self._fetching:
-                return  # two authors have the very same model: take it when it is here
-            del self._candidates[offer.author]
-            self._holdings.keep(offer.digest)
-            self._ready[offer.author] = candidate
-        elif self._transfers.room_for(offer.size):
-            del self._candidates[offer.author]
-            self._fetching[offer.digest] = candidate
-            until = candidate.at + self._limits.offer_age_s_max
-            self._transfers.fetch(offer.digest, offer.size, candidate.sources, until, turn)
-
-    def on_fetched(self, digest: Digest, turn: Turn) -> None:
-        """A blob is whole and verified."""
-        fetched = self._fetching.pop(digest)
-        self._ready[fetched.offer.author] = fetched
-        self._pull(turn)
-
-    def sources_changed(self, peer_lost: PeerId | None, turn: Turn) -> None:
-        """A peer is gone, or a fetch was given up: forget who can't deliver, and use the room."""
-        alive = set(self._transfers.fetching)
-        for digest in [d for d in self._fetching if d not in alive]:
-            del self._fetching[digest]
-        if peer_lost is not None:
-            for author, candidate in list(self._candidates.items()):
-                if peer_lost in candidate.sources:
-                    candidate.sources.remove(peer_lost)
-                if not candidate.sources:
-                    del self._candidates[author]
-        self._pull(turn)
 
     # --- the round ----------------------------------------------------------------------------------------------------
 
@@ -247,7 +158,7 @@ class Gossip:
         self._own(event.digest, event.size, turn)
         self.steps += event.steps
         self.age = min(self.age + event.steps, self._limits.age_max)
-        inputs = self._choose(turn)
+        inputs = self.pulling.choose(self.digest, self._settings.merge_inputs_max, turn)
         if inputs:
             self.phase = Phase.MERGING
             self._merging = inputs
@@ -270,12 +181,12 @@ class Gossip:
         for offer in inputs:
             if event.kept and offer.author in self._active and offer.digest in used:
                 self._active[offer.author].merges += 1
+                self._active[offer.author].merged = turn.now
         self._own(event.digest, event.size, turn)
-        for offer in inputs:
-            self._holdings.release(offer.digest, turn)
+        self.pulling.merged(inputs, turn)
         faults = dict(event.faults)
         self._store(turn)
-        self._pull(turn)
+        self.pulling.pull(turn)
         return tuple((offer.author, faults[offer.digest]) for offer in inputs if offer.digest in faults)
 
     def on_stored(self, event: Stored, turn: Turn) -> None:
@@ -292,35 +203,6 @@ class Gossip:
         self.tick(turn)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    @property
-    def models_ready(self) -> int:
-        """Models fetched and waiting for the next merge."""
-        return len(self._ready)
-
-    @property
-    def offers_known(self) -> int:
-        """Offers not fetched yet."""
-        return len(self._candidates)
-
-    def _choose(self, turn: Turn) -> tuple[Offer, ...]:
-        """Which of the models that are here go into this merge; those of our own content are no news, and old ones stale."""
-        for author, ready in list(self._ready.items()):
-            if ready.offer.digest == self.digest or not self._fresh(ready, turn.now):
-                self._use(author)
-                self._holdings.release(ready.offer.digest, turn)
-        authors = list(self._ready)
-        chosen = self._randomness.sample(authors, min(len(authors), self._settings.merge_inputs_max))
-        return tuple(self._use(author) for author in chosen)
-
-    def _use(self, author: PeerId) -> Offer:
-        """Take a model that is ready. From now on its number is old: while it is merged it may be offered again."""
-        offer = self._ready.pop(author).offer
-        self._heard.pop(author, None)
-        self._heard[author] = offer.sequence
-        if len(self._heard) > self._limits.authors_max:
-            del self._heard[next(iter(self._heard))]
-        return offer
 
     def _merge(self, inputs: tuple[Offer, ...]) -> Merge:
         own = float(max(1, self.age) * max(1, self._samples))

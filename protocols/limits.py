@@ -54,6 +54,9 @@ class Limits:
     penalty_half_life_s: float = 300.0  # honest but broken peers recover (gossipsub decays over minutes)
     scores_max: int = 1024  # peers remembered after a disconnect; the least guilty are forgotten first
 
+    # revocations
+    revocations_max: int = 256  # statements that shut somebody out, in all; whoever made most of them gives way (guess)
+
     # offers and transfers
     model_bytes_max: int = 2 << 30  # one model; the schema fixes the true size, this caps what a schema may ask
     offers_max: int = 64  # candidates in all: the newest of each author
@@ -64,7 +67,10 @@ class Limits:
     offer_age_s_max: float = 600.0  # since we received it until it is merged; then it is stale (guess; adaptive later)
     fetches_max: int = 4  # models fetched at once: memory is reserved only for these
     fetch_bytes_max: int = 4 << 30  # and this much in all
-    window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer
+    parked_fetches_max: int = 4  # half-fetched models that wait for a source; they count in fetch_bytes_max (guess)
+    window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer and source
+    window_s: float = 2.0  # beside others a source has no more in hand than it delivers in so long (guess)
+    endgame_s: float = 2.0  # a source that owes the last chunks for longer is helped by one with nothing to do (guess)
     chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
     serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB
     serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
@@ -101,6 +107,7 @@ EDGE = replace(
     active_view_min=2,
     links_max=8,
     fetches_max=1,
+    parked_fetches_max=1,
     models_ready_max=2,
     model_bytes_max=64 << 20,
     fetch_bytes_max=128 << 20,

@@ -67,7 +67,12 @@ class Link:
     offered: int = 0  # sequence number of our newest offer that this peer has been sent
     offers: int = 0  # that told us news
     merges: int = 0  # of its models that were merged
+    fetched: float | None = None  # when a chunk from it was kept
+    served: float | None = None  # when it last asked for chunks that we have
+    merged: float | None = None  # when a model of its was merged
     refusal_told: bool = False
+    revocations_compared: bool = False  # it has been told which revocations we know
+    revocations_given: bool = False  # and has been given those, since it knew others
 
     @property
     def contact(self) -> Contact:

@@ -16,7 +16,7 @@ With `fixed` neighbours (a given topology, for experiments) the active view is e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from protocols.dialling import Dialler, contact_of
 from protocols.effects import Hangup, Kind
@@ -33,7 +33,10 @@ PENALTY_UNASKED = 10.0  # an answer to a question that wasn't asked
 
 
 class Membership:
-    """The two views of one node. `links` is the core's table, read here and never changed but for a link's own fields."""
+    """The two views of one node. `links` is the core's table, read here and never changed but for a link's own fields.
+
+    Whoever is in `barred` is neither dialled nor kept nor named to others.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,9 @@ class Membership:
         now: float,
         contacts: Sequence[Contact],
         fixed: Sequence[Contact] | None,
+        barred: Container[PeerId] = (),
     ) -> None:
+        self._barred = barred
         self._me, self._limits, self._randomness, self._links = me, limits, randomness, links
         self.dialler = Dialler(limits, randomness)
         self.liveness = Liveness(limits, randomness)
@@ -133,6 +138,10 @@ class Membership:
         else:
             self.dialler.failed(peer, now)
 
+    def shut_out(self, peer: PeerId) -> None:
+        """`peer` has been barred: forget where it lives. Its link is the core's to close."""
+        self.passive.pop(peer, None)
+
     # --- messages -----------------------------------------------------------------------------------------------------
 
     def on_neighbour(self, link: Link, ask: Neighbour, turn: Turn) -> None:
@@ -167,7 +176,7 @@ class Membership:
     def on_forward_join(self, link: Link, walk: ForwardJoin, turn: Turn) -> None:
         """An introduction passes through us."""
         newcomer = walk.newcomer
-        if newcomer.peer == self._me or self._fixed is not None:
+        if newcomer.peer == self._me or self._fixed is not None or newcomer.peer in self._barred:
             return
         hops = min(walk.hops, self._limits.walk_hops_active)
         onward = [p for p in self.active if p not in (link.peer, newcomer.peer)]
@@ -258,7 +267,7 @@ class Membership:
 
     def _keep(self, contact: Contact) -> None:
         """Put a contact into the passive view; whoever failed us most often makes room, else a random one."""
-        if contact.peer == self._me or contact.peer in self.active or not contact.addresses:
+        if contact.peer == self._me or contact.peer in self.active or contact.peer in self._barred or not contact.addresses:
             return
         self.passive.pop(contact.peer, None)
         if len(self.passive) >= self._limits.passive_view_max:
@@ -308,12 +317,12 @@ class Membership:
     def _wanted(self) -> list[PeerId]:
         """Whom we'd like to dial, were it time: in a fixed topology the missing neighbours, else contacts for empty places."""
         if self._fixed is not None:
-            return [p for p in self._fixed if p not in self._links and self._me < p]
+            return [p for p in self._fixed if p not in self._links and self._me < p and p not in self._barred]
         if len(self.active) >= self._limits.active_view_max:
             return []
         wanted = [p for p in self.passive if p not in self._links]
         if len(self.active) < self._limits.active_view_min:
-            wanted.extend(p for p in self._seeds if p not in self.passive and p not in self._links)
+            wanted.extend(p for p in self._seeds if not (p in self.passive or p in self._links or p in self._barred))
         return wanted
 
     def _room(self) -> int:

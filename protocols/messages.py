@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from protocols.identity import PeerId
 from protocols.merkle import Buffer, Digest
+
+SECRET_BYTES_MAX = 64  # in a revocation: two keys of 32 bytes
 
 
 class Goodbye(IntEnum):
@@ -134,4 +136,43 @@ class Chunk:
     data: Buffer
 
 
-Message = Hello | Bye | ForwardJoin | Neighbour | NeighbourReply | Shuffle | Ping | Pong | SignedOffer | Want | Gone | Chunk
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """`by` shuts `victim` out of the swarm, for all. `secret` is the driver's: what to lock the door with from now on."""
+
+    victim: PeerId
+    by: PeerId
+    secret: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Some of the revocations that the sender knows; never one of the receiver itself."""
+
+    statements: tuple[Revocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationsKnown:
+    """A digest of all revocations that the sender knows: another than ours says that one of us lacks some."""
+
+    digest: bytes
+
+
+Message = (
+    Hello
+    | Bye
+    | ForwardJoin
+    | Neighbour
+    | NeighbourReply
+    | Shuffle
+    | Ping
+    | Pong
+    | SignedOffer
+    | Want
+    | Gone
+    | Chunk
+    | Revocations
+    | RevocationsKnown
+)

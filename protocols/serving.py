@@ -47,6 +47,7 @@ class Shelf:
     def __init__(self, limits: Limits, holdings: Holdings) -> None:
         self._limits, self._holdings = limits, holdings
         self._items: dict[Digest, _Item] = {}
+        self.bulk = True  # whether models may be served at all at present
 
     def publish(self, digest: Digest, size: int, turn: Turn) -> None:
         """Serve `digest` from now on, and stop serving what nobody wants any more."""
@@ -66,7 +67,7 @@ class Shelf:
 
         On a fast link a large model takes hundreds of wants a second, so those that are served count by their chunks alone.
         """
-        item, peer = self._items.get(want.digest), link.peer
+        item, peer = self._items.get(want.digest) if self.bulk else None, link.peer
         if item is None:
             link.charge(turn.now, self._limits)
             turn.send(peer, Gone(want.digest))
@@ -80,7 +81,7 @@ class Shelf:
             del item.asked[next(iter(item.asked))]
         if asked > chunks * self._limits.serve_factor_max:
             raise RemoteError("want for the same model over and over", PENALTY_BAD_WANT)
-        item.wanted = turn.now
+        item.wanted = link.served = turn.now
         turn.add(SendBlob(peer, want.digest, want.first, want.count))
 
     def __len__(self) -> int:

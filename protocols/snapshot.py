@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from protocols.gossip import Phase
+from protocols.fetch import Fetch
+from protocols.gossip import Gossip, Phase
+from protocols.holdings import Holdings
 from protocols.identity import PeerId
+from protocols.links import Link
+from protocols.membership import Membership
 from protocols.messages import Contact
+from protocols.revocation import Register
+from protocols.transfer import Transfers
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """What we know of a connected peer. Times in seconds of the driver's clock; `score`: penalty points."""
+    """What we know of a connected peer. `since` in seconds of the driver's clock; `score`: penalty points.
+
+    The last three are so many seconds ago, None when never on this link: a piece of a model came from it, it asked for a piece
+    of one of ours, a model of its was merged.
+    """
 
     peer: PeerId
     address: str
@@ -22,6 +32,21 @@ class PeerStatus:
     offers: int
     merges: int
     score: float
+    last_fetched_s: float | None = None
+    last_served_s: float | None = None
+    last_merged_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchStatus:
+    """A model on its way in, as far as it is: verified chunks of how many, and whom it comes from; nobody while it is parked."""
+
+    digest: bytes
+    size: int
+    chunks: int
+    chunks_total: int
+    sources: tuple[PeerId, ...]
+    parked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +70,63 @@ class Snapshot:
     blobs_held: int
     health: int
     faults: dict[str, int] = field(default_factory=dict)
+    fetching: tuple[FetchStatus, ...] = ()  # under way, then parked
+    parked: int = 0  # half-fetched models that wait for a source
+    chunks_late: int = 0  # that came when nobody waited for them any more: what resuming and endgame have wasted
+    chunks_asked_again: int = 0  # of a second source, because the first was slow
+    bulk: bool = True  # whether models are fetched and served at present
+    shut_out: tuple[PeerId, ...] = ()  # whom members have revoked
+
+
+def peer_status(link: Link, active: bool, score: float, now: float) -> PeerStatus:
+    """What a link says of its peer at `now`."""
+    ago = [None if at is None else now - at for at in (link.fetched, link.served, link.merged)]
+    return PeerStatus(
+        link.peer, link.address, link.addresses, active, link.since, link.round_trip_s, link.offers, link.merges, score, *ago
+    )
+
+
+def fetch_status(fetch: Fetch, *, parked: bool) -> FetchStatus:
+    """How far a fetch is."""
+    return FetchStatus(fetch.digest, fetch.size, fetch.here, fetch.chunks, tuple(fetch.sources), parked)
+
+
+def snapshot_of(
+    peers: tuple[PeerStatus, ...],
+    members: Membership,
+    gossip: Gossip,
+    transfers: Transfers,
+    holdings: Holdings,
+    register: Register,
+    faults: dict[str, int],
+) -> Snapshot:
+    """What the parts of a core come to."""
+    known = [link.contact for link in members.active.values() if link.addresses]
+    return Snapshot(
+        peers=peers,
+        active_count=len(members.active),
+        passive_count=len(members.passive),
+        known=tuple(known + list(members.passive.values())),
+        phase=gossip.phase,
+        digest=gossip.digest,
+        age=gossip.age,
+        steps=gossip.steps,
+        sequence=gossip.sequence,
+        merges=gossip.merges,
+        merges_refused=gossip.merges_refused,
+        models_ready=gossip.pulling.ready,
+        offers_known=gossip.pulling.offers_known,
+        fetches=len(transfers.fetching),
+        blobs_held=len(holdings),
+        health=members.liveness.health,
+        faults=faults,
+        fetching=(
+            *(fetch_status(one, parked=False) for one in transfers.fetches),
+            *(fetch_status(one, parked=True) for one in transfers.waiting),
+        ),
+        parked=len(transfers.parked),
+        chunks_late=transfers.late,
+        chunks_asked_again=transfers.again,
+        bulk=gossip.pulling.bulk,
+        shut_out=register.shut_out,
+    )

@@ -24,6 +24,7 @@ from protocols.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, PeerId, ver
 from protocols.limits import Limits
 from protocols.merkle import CHUNK_BYTES, DIGEST_BYTES, Buffer, Digest
 from protocols.messages import (
+    SECRET_BYTES_MAX,
     Bye,
     Chunk,
     Contact,
@@ -37,6 +38,9 @@ from protocols.messages import (
     Offer,
     Ping,
     Pong,
+    Revocation,
+    Revocations,
+    RevocationsKnown,
     Shuffle,
     SignedOffer,
     Want,
@@ -50,10 +54,13 @@ INDEX_MAX = (1 << 32) - 1
 PROOF_HASHES_MAX = 32
 HOPS_MAX = 16
 BODY_FIELDS = 6  # of a signed offer
+REVOCATIONS_MAX = 8  # in one frame: 1.8 KB
+REVOCATIONS_DIGEST_BYTES = 16
 
 PENALTY_MALFORMED = 40.0  # bytes that no honest program sends: three strikes
 PENALTY_SIGNATURE = 100.0  # a forged signature is no accident
 OFFER_CONTEXT = b"p2pnode/1 offer\x00"
+REVOCATION_CONTEXT = b"p2pnode/1 revocation\x00"
 
 
 class Type(IntEnum):
@@ -71,6 +78,8 @@ class Type(IntEnum):
     WANT = 10
     GONE = 11
     CHUNK = 12
+    REVOCATIONS = 13
+    REVOCATIONS_KNOWN = 14
 
 
 _CHUNK_HEADER = struct.Struct(">32sIB")  # digest, index, hashes in the proof
@@ -109,6 +118,10 @@ def _fields(message: Message) -> tuple[Type, list[Any]]:
             return Type.WANT, [digest, first, count]
         case Gone(digest):
             return Type.GONE, [digest]
+        case Revocations(statements):
+            return Type.REVOCATIONS, [[[one.victim, one.by, one.secret, one.signature] for one in statements]]
+        case RevocationsKnown(digest):
+            return Type.REVOCATIONS_KNOWN, [digest]
         case Chunk():
             raise AssertionError("chunks are encoded by encode_chunk")
 
@@ -141,6 +154,18 @@ def check_offer(signed: SignedOffer, scope: bytes) -> None:
         raise RemoteError("offer with a wrong signature", PENALTY_SIGNATURE)
 
 
+def sign_revocation(identity: Identity, swarm: bytes, victim: PeerId, secret: bytes) -> Revocation:
+    """A statement of `identity`, for the swarm of this digest; the same every time."""
+    signature = identity.sign(REVOCATION_CONTEXT + swarm, victim + identity.peer + secret)
+    return Revocation(victim, identity.peer, secret, signature)
+
+
+def check_revocation(one: Revocation, swarm: bytes) -> None:
+    """Raises RemoteError unless it was made by whom it says, for the swarm of this digest. Its fields have fixed places."""
+    if not verify(one.by, REVOCATION_CONTEXT + swarm, one.victim + one.by + one.secret, one.signature):
+        raise RemoteError("revocation with a wrong signature", PENALTY_SIGNATURE)
+
+
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +190,7 @@ def _unpack(data: Buffer, limits: Limits) -> list[Any]:
             use_list=True,
             strict_map_key=True,
             object_pairs_hook=_no_map,
-            max_array_len=max(BODY_FIELDS, contacts_max(limits), limits.addresses_max),
+            max_array_len=max(BODY_FIELDS, contacts_max(limits), limits.addresses_max, REVOCATIONS_MAX),
             max_map_len=0,
             max_ext_len=0,
             max_bin_len=512,
@@ -218,8 +243,10 @@ class _Fields:
             raise _bad(f"{self._what} with {len(value)} bytes in field {self._at} instead of {size}")
         return value
 
-    def blob(self) -> bytes:
+    def blob(self, most: int | None = None) -> bytes:
         value: bytes = self._next(bytes)
+        if most is not None and len(value) > most:
+            raise _bad(f"{self._what} with {len(value)} bytes in field {self._at}")
         return value
 
     def text(self) -> str:
@@ -245,6 +272,17 @@ class _Fields:
         if len(values) > contacts_max(self._limits):
             raise _bad(f"{self._what} with {len(values)} contacts")
         return tuple(_Fields([value], 1, self._what, self._limits).contact() for value in values)
+
+    def revocations(self) -> tuple[Revocation, ...]:
+        values: list[Any] = self._next(list)
+        if not 1 <= len(values) <= REVOCATIONS_MAX:
+            raise _bad(f"{self._what} with {len(values)} statements")
+        return tuple(_Fields([value], 1, self._what, self._limits).revocation() for value in values)
+
+    def revocation(self) -> Revocation:
+        inner = _Fields(self._next(list), 4, "revocation", self._limits)
+        victim, by = PeerId(inner.fixed(KEY_BYTES)), PeerId(inner.fixed(KEY_BYTES))
+        return Revocation(victim, by, inner.blob(SECRET_BYTES_MAX), inner.fixed(SIGNATURE_BYTES))
 
 
 Reader = Callable[[list[Any], Limits], Message]
@@ -306,6 +344,14 @@ def _gone(values: list[Any], limits: Limits) -> Message:
     return Gone(Digest(_Fields(values, 1, "gone", limits).fixed(DIGEST_BYTES)))
 
 
+def _revocations(values: list[Any], limits: Limits) -> Message:
+    return Revocations(_Fields(values, 1, "revocations", limits).revocations())
+
+
+def _revocations_known(values: list[Any], limits: Limits) -> Message:
+    return RevocationsKnown(_Fields(values, 1, "digest of revocations", limits).fixed(REVOCATIONS_DIGEST_BYTES))
+
+
 _READERS: dict[int, Reader] = {
     Type.HELLO: _hello,
     Type.BYE: _bye,
@@ -318,6 +364,8 @@ _READERS: dict[int, Reader] = {
     Type.OFFER: _offer,
     Type.WANT: _want,
     Type.GONE: _gone,
+    Type.REVOCATIONS: _revocations,
+    Type.REVOCATIONS_KNOWN: _revocations_known,
 }
 
 

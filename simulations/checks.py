@@ -105,6 +105,9 @@ class Checks:
             ("passive view", seen.passive_count, limits.passive_view_max),
             ("offers known", seen.offers_known, limits.offers_max),
             ("fetches", seen.fetches, limits.fetches_max),
+            ("parked fetches", seen.parked, limits.parked_fetches_max),
+            ("bytes of fetches", sum(one.size for one in seen.fetching), limits.fetch_bytes_max),
+            ("revoked peers", len(seen.shut_out), limits.revocations_max),
             ("models ready", seen.models_ready, limits.models_ready_max),
         ]
         if self._overlay:

@@ -13,7 +13,21 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from protocols.core import Core
-from protocols.effects import Dial, Discard, Effect, Hangup, Kind, Merge, Report, Send, SendBlob, Store, Train, WriteChunk
+from protocols.effects import (
+    Dial,
+    Discard,
+    Effect,
+    Hangup,
+    Kind,
+    Merge,
+    Report,
+    Revoked,
+    Send,
+    SendBlob,
+    Store,
+    Train,
+    WriteChunk,
+)
 from protocols.events import Event, Leave, Merged, Stored, Tick, Trained
 from protocols.identity import PeerId
 from protocols.limits import Limits
@@ -83,6 +97,7 @@ class Node:
         self.index, self.peer, self.alive = index, peer, True
         self.born = around.world.now
         self.reports: dict[Kind, int] = {}
+        self.revoked: list[Revoked] = []  # what it was told of others' revocations
         self._around, self._pace = around, pace
         self._blobs: dict[Digest, Blob] = {}
         self._partials: dict[Digest, _Partial] = {}
@@ -163,6 +178,8 @@ class Node:
                 self._later(around.merge_s, partial(self._merged, effect))
             case Store(sequence=sequence):
                 around.world.at(around.world.now + around.fsync_s, partial(self.handle, Stored(sequence)))
+            case Revoked():
+                self.revoked.append(effect)
             case Report(kind):
                 self.reports[kind] = self.reports.get(kind, 0) + 1
 
@@ -210,7 +227,7 @@ class Node:
 
     def _check_tables(self) -> None:
         limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
-        check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max)
+        check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max + limits.parked_fetches_max)
         held = limits.serve_models_max + limits.models_ready_max + self._around.merge_inputs_max
         check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 

@@ -186,8 +186,9 @@ class Bench:
 def tables(core: Core) -> dict[str, tuple[int, int]]:
     """Every table that a stranger can grow: how full it is, and its bound."""
     limits, members, gossip, transfers = core._limits, core._members, core._gossip, core._transfers
-    dialler, fetches = members.dialler, transfers._fetches.values()
-    held = limits.fetches_max + 2 * limits.models_ready_max + limits.serve_models_max + 2
+    pulling, register, dialler = gossip.pulling, core._register, members.dialler
+    fetches, parked = list(transfers.fetches), list(transfers.waiting)
+    held = limits.fetches_max + limits.parked_fetches_max + 2 * limits.models_ready_max + limits.serve_models_max + 2
     per_link = limits.links_max + limits.fetches_max
     return {
         "links": (len(core._links), limits.links_max),
@@ -198,19 +199,24 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "waits": (len(dialler._waits), limits.contacts_known_max),
         "scores": (len(core._scores), limits.scores_max),
         "faults": (len(core._faults), 65),
-        "candidates": (len(gossip._candidates), limits.offers_max),
-        "fetching": (len(gossip._fetching), limits.fetches_max),
-        "ready": (len(gossip._ready), limits.models_ready_max),
-        "heard": (len(gossip._heard), limits.authors_max),
+        "candidates": (len(pulling._candidates), limits.offers_max),
+        "fetching": (len(pulling._fetching), limits.fetches_max),
+        "ready": (len(pulling._ready), limits.models_ready_max),
+        "heard": (len(pulling._heard), limits.authors_max),
         "fetches": (len(transfers._fetches), limits.fetches_max),
-        "late": (len(transfers._late), limits.late_fetches_max),
+        "parked": (len(transfers._parked), limits.parked_fetches_max),
+        "expected": (len(transfers._expected), limits.late_fetches_max),
         "served": (len(core._shelf), limits.serve_models_max),
         "readers": (max((len(item.asked) for item in core._shelf._items.values()), default=0), limits.serve_readers_max),
         "holdings": (len(core._holdings), held),
-        "fetch bytes": (sum(fetch.size for fetch in fetches), limits.fetch_bytes_max),
-        "window": (max((len(fetch.asked) for fetch in fetches), default=0), limits.window_chunks),
-        "sources": (max((len(fetch.sources) for fetch in fetches), default=0), per_link),
-        "candidate sources": (max((len(c.sources) for c in gossip._candidates.values()), default=0), per_link),
+        "fetch bytes": (sum(one.size for one in (*fetches, *parked)) + pulling._whole_bytes, limits.fetch_bytes_max),
+        "window": (max((len(s.asked) for one in fetches for s in one.sources.values()), default=0), limits.window_chunks),
+        "owed by the parked": (sum(len(one.sources) for one in parked), 0),
+        "sources": (max((len(one.sources) for one in fetches), default=0), per_link),
+        "former sources": (max((len(one.former) for one in (*fetches, *parked)), default=0), limits.links_max),
+        "revocations": (len(register), limits.revocations_max),
+        "allowed": (len(register._allowed), limits.revocations_max),
+        "candidate sources": (max((len(c.sources) for c in pulling._candidates.values()), default=0), per_link),
         "health": (members.liveness.health, limits.health_score_max),
     }
 

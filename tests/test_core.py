@@ -237,7 +237,8 @@ class Anything(RuleBasedStateMachine):
             assert link.state is State.OPEN
         assert all(peer not in core._members.active for peer in core._members.passive)
         assert identity(0).peer not in core._members.passive
-        assert set(core._gossip._fetching) == set(core._transfers.fetching)
+        assert set(core._gossip.pulling._fetching) == set(core._transfers.fetching)
+        assert set(core._gossip.pulling._parked) == set(core._transfers.parked)
 
 
 TestAnything = Anything.TestCase

@@ -264,7 +264,7 @@ def test_stale_offers_are_forgotten_and_authors_too() -> None:
         bench.say(1, offer_of(author, 1))
         bench.chunk(1, (author, 1))
         bench.round(author)
-        assert len(bench.core._gossip._heard) <= 3
+        assert len(bench.core._gossip.pulling._heard) <= 3
 
 
 def test_cycles_keep_their_distance_and_settings_are_checked() -> None:
@@ -289,7 +289,7 @@ def test_one_peer_can_not_push_everybody_else_out_of_the_table() -> None:
     for liar in range(1000, 1200):
         bench.say(1, offer_of(liar, 1), after=0.1)
     assert bench.core.snapshot(0).offers_known <= LAPTOP.offers_max
-    assert identity(50).peer in bench.core._gossip._candidates, "the one with most offers makes room"
+    assert identity(50).peer in bench.core._gossip.pulling._candidates, "the one with most offers makes room"
 
 
 def test_sources_come_and_go() -> None:
@@ -304,7 +304,7 @@ def test_sources_come_and_go() -> None:
     bench.down(2)
     seen = bench.core.snapshot(0)
     assert (seen.fetches, seen.offers_known, seen.models_ready) == (0, 0, 1)
-    assert not bench.core._gossip._fetching
+    assert not bench.core._gossip.pulling._fetching
 
 
 def test_a_fetch_that_fails_by_a_bad_chunk_frees_its_place_at_once() -> None:
@@ -312,7 +312,7 @@ def test_a_fetch_that_fails_by_a_bad_chunk_frees_its_place_at_once() -> None:
     bench.say(1, offer_of(1, 1))
     bench.raw(1, b"\x01\x0c" + digest_of((1, 1)) + bytes(5) + bytes(SIZE))
     assert bench.score(1) > 0
-    assert not bench.core._gossip._fetching
+    assert not bench.core._gossip.pulling._fetching
     bench.say(2, offer_of(1, 1))
     assert wants(bench, 2), "another has it"
 

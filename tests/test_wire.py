@@ -7,6 +7,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,18 @@ from protocols.errors import RemoteError
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest
-from protocols.wire import CHUNK_FRAME_BYTES_MAX, HOPS_MAX, INDEX_MAX, UINT_MAX, Type, check_offer, decode, encode, sign_offer
+from protocols.wire import (
+    CHUNK_FRAME_BYTES_MAX,
+    HOPS_MAX,
+    INDEX_MAX,
+    UINT_MAX,
+    Type,
+    check_offer,
+    check_revocation,
+    decode,
+    encode,
+    sign_offer,
+)
 from tests import corpus, golden
 from tests.tidy import ROOT
 
@@ -57,6 +69,20 @@ def test_golden_offers_are_signed() -> None:
         check_offer(offer, golden.SCOPE)
         with pytest.raises(RemoteError, match="signature"):
             check_offer(offer, b"\x01" * 32)
+
+
+def test_golden_revocations_are_signed_by_their_makers_for_one_swarm() -> None:
+    found = [message for message in map(outcome, lines().values()) if isinstance(message, m.Revocations)]
+    statements = {one for message in found for one in message.statements}
+    assert len(statements) == 3
+    for one in statements:
+        check_revocation(one, golden.SCOPE[:16])
+        assert repr(one.secret)[2:-1] not in repr(one) or not one.secret
+        for wrong in (replace(one, victim=one.by), replace(one, by=one.victim), replace(one, secret=one.secret + b"x")):
+            with pytest.raises(RemoteError, match="signature"):
+                check_revocation(wrong, golden.SCOPE[:16])
+        with pytest.raises(RemoteError, match="signature"):
+            check_revocation(one, b"\x01" * 16)
 
 
 def test_the_largest_honest_frames_fit() -> None:
@@ -168,6 +194,7 @@ offers = st.builds(
     ),
     st.binary(min_size=32, max_size=32), uints, uints, uints, digests, uints, flags,
 )  # fmt: skip
+revocations = st.builds(m.Revocation, peers, peers, st.binary(max_size=m.SECRET_BYTES_MAX), st.binary(min_size=64, max_size=64))
 anything = st.one_of(
     st.builds(m.Hello, half, half, addresses),
     st.builds(m.Bye, st.sampled_from(m.Goodbye), texts),
@@ -180,6 +207,8 @@ anything = st.one_of(
     offers,
     st.builds(m.Want, digests, indices, indices),
     st.builds(m.Gone, digests),
+    st.builds(m.Revocations, st.lists(revocations, min_size=1, max_size=8).map(tuple)),
+    st.builds(m.RevocationsKnown, half),
     st.builds(m.Chunk, digests, indices, proofs, st.binary(max_size=200)),
 )
 

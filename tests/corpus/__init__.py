@@ -20,6 +20,7 @@ from tests.golden import frames
 
 KEY, SWARM = bytes(32), bytes(16)
 CONTACT = [KEY, ["/ip4/1.2.3.4/tcp/1"]]
+STATEMENT = [KEY, KEY, b"secret", bytes(SIGNATURE_BYTES)]
 BODY = msgpack.packb([KEY, 1, 2, 3, KEY, 4])
 
 # A good array of each type, and what kind of value stands in each field.
@@ -35,6 +36,8 @@ GOOD: dict[Type, tuple[list[Any], list[str]]] = {
     Type.OFFER: ([BODY, bytes(SIGNATURE_BYTES), True], ["bin", "bin", "bool"]),
     Type.WANT: ([KEY, 0, 1], ["bin", "int", "int"]),
     Type.GONE: ([KEY], ["bin"]),
+    Type.REVOCATIONS: ([[STATEMENT]], ["statements"]),
+    Type.REVOCATIONS_KNOWN: ([SWARM], ["bin"]),
 }
 
 # Values that fit no field, or only those of the kind named first.
@@ -75,12 +78,13 @@ def _headers() -> Iterator[tuple[str, bytes]]:
     yield from (("empty", b""), ("version alone", bytes((VERSION,))))
     for version in (0, 2, 3, 127, 128, 255):
         yield f"version {version}", frame(Type.PING, payload, version)
-    for kind in (0, *range(13, 256)):
+    for kind in (0, *range(max(Type) + 1, 256)):
         yield f"type {kind}", frame(kind, payload)
 
 
 def _truncated() -> Iterator[tuple[str, bytes]]:
-    for name in ("hello", "goodbye of 3", "shuffle empty", "offer 65536", "want 65536", "gone", "ping 65536", "introduction"):
+    plain = ("hello", "goodbye of 3", "shuffle empty", "offer 65536", "want 65536", "gone", "ping 65536", "introduction")
+    for name in (*plain, "revocation", "revocations known"):
         whole = encode(frames()[name])
         for length in range(2, min(len(whole), 400)):
             yield f"{name} truncated to {length}", whole[:length]
@@ -155,9 +159,20 @@ def _chunks() -> Iterator[tuple[str, bytes]]:
     yield "chunk of a megabyte", frame(Type.CHUNK, bytes(1 << 20))
 
 
+def _revocations() -> Iterator[tuple[str, bytes]]:
+    wrong: list[Any] = [[], [STATEMENT] * 9, [*STATEMENT], [[*STATEMENT, 0]], [STATEMENT[:-1]], [STATEMENT, None], {}, [{}]]
+    for at, sizes in enumerate(((0, 31, 33), (0, 31, 33), (65, 512), (0, 63, 65))):
+        wrong += [[[*STATEMENT[:at], bytes(size), *STATEMENT[at + 1 :]]] for size in sizes]
+        wrong += [[[*STATEMENT[:at], value, *STATEMENT[at + 1 :]]] for value in (None, 1, "text", [], {})]
+    for number, statements in enumerate(wrong):
+        yield f"revocations {number}", packed(Type.REVOCATIONS, [statements])
+    for size in (0, 15, 17, 32, 512):
+        yield f"digest of revocations of {size}", packed(Type.REVOCATIONS_KNOWN, [bytes(size)])
+
+
 def malformed() -> dict[str, bytes]:
     """Frames by name, none of which is a message."""
-    parts = (_headers(), _truncated(), _field_by_field(), _lies(), _values(), _offers(), _chunks())
+    parts = (_headers(), _truncated(), _field_by_field(), _lies(), _values(), _offers(), _chunks(), _revocations())
     return {name: data for part in parts for name, data in part}
 
 
@@ -195,7 +210,8 @@ def hostile() -> dict[str, bytes]:
     """Every single bit of some good frames flipped, signatures and bodies swapped, numbers written the long way."""
     found: dict[str, bytes] = {}
     good = {name: encode(message) for name, message in frames().items()}
-    for name in ("hello", "shuffle empty", "offer 1", "want 1", "reply yes", "chunk with proof", "goodbye 3"):
+    plain = ("hello", "shuffle empty", "offer 1", "want 1", "reply yes", "chunk with proof", "goodbye 3")
+    for name in (*plain, "revocation", "revocations known"):
         for bit in range(8 * len(good[name])):
             flipped = bytearray(good[name])
             flipped[bit // 8] ^= 1 << bit % 8

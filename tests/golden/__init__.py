@@ -11,6 +11,7 @@ from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import Digest
 from protocols.messages import (
+    SECRET_BYTES_MAX,
     Bye,
     Chunk,
     Contact,
@@ -24,10 +25,12 @@ from protocols.messages import (
     Offer,
     Ping,
     Pong,
+    Revocations,
+    RevocationsKnown,
     Shuffle,
     Want,
 )
-from protocols.wire import HOPS_MAX, INDEX_MAX, UINT_MAX, encode, sign_offer
+from protocols.wire import HOPS_MAX, INDEX_MAX, REVOCATIONS_MAX, UINT_MAX, encode, sign_offer, sign_revocation
 
 FILE = Path(__file__).with_name("frames.txt")
 UINTS = (0, 1, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, UINT_MAX)
@@ -73,6 +76,11 @@ def frames() -> dict[str, Message]:
         named[f"offer {value}"] = sign_offer(KEY, SCOPE, Offer(KEY.peer, value, value, value, DIGEST, value), value % 2 == 0)
     for value in INDICES:
         named[f"want {value}"] = Want(DIGEST, value, INDEX_MAX - value)
+    longest = sign_revocation(KEY, SCOPE[:16], PEER, b"s" * SECRET_BYTES_MAX)
+    named["revocation"] = Revocations((sign_revocation(KEY, SCOPE[:16], PEER, bytes(range(100, 124))),))
+    named["revocation without a secret"] = Revocations((sign_revocation(KEY, SCOPE[:16], PEER, b""),))
+    named["revocations full"] = Revocations((longest,) * REVOCATIONS_MAX)
+    named["revocations known"] = RevocationsKnown(bytes(range(16)))
     return named
 
 

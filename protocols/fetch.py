@@ -1,0 +1,189 @@
+"""One blob on its way in: which chunk is asked of whom.
+
+Owns the book of a single fetch: chunks that are here, asked for, or still wanted, and for each source what it was asked for and
+how fast it answers. Decides what to ask next; says nothing itself (`transfer` sends, verifies and blames).
+
+Each source has a window of its own. While it is the only one it may have `window_chunks` in hand; beside others only what it
+delivers in about `window_s`, so that a fast source takes more and a slow one holds up little. When no chunk is left to ask for,
+a source with nothing to do is asked again for half of what the worst straggler still owes (*endgame*): a chunk is asked of two
+sources at most, and of a second only when the first makes us wait longer than `endgame_s`.
+
+Idea: BitTorrent (pipelined requests; endgame mode, here with a measure of who is late); Bitswap's want lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocols.identity import PeerId
+from protocols.limits import Limits
+from protocols.merkle import Digest, chunk_count
+
+RUNS_MAX = 4  # wants sent to one source at a time: holes cost a want each, and a server keeps few that wait
+PACE_WEIGHT = 0.25  # of the newest chunk in a source's pace (guess: four chunks, 1 MiB, tell)
+_WANTED, _ASKED, _HERE = range(3)
+
+
+@dataclass(slots=True)
+class Source:
+    """Who delivers. `heard`: when it last did, or was first asked (seconds); `pace_s`: seconds a chunk, smoothed."""
+
+    heard: float
+    asked: set[int] = field(default_factory=set)  # and not here yet
+    asked_ever: int = 0
+    pace_s: float | None = None
+
+    def delivers(self, now: float) -> None:
+        """A chunk has come."""
+        took_s = now - self.heard
+        self.pace_s = took_s if self.pace_s is None else self.pace_s + PACE_WEIGHT * (took_s - self.pace_s)
+        self.heard = now
+
+    @property
+    def debt_s(self) -> float:
+        """How long it will take to deliver what it was asked for, at its pace."""
+        return len(self.asked) * (self.pace_s or 0.0)
+
+
+class Fetch:
+    """The book of one blob of `size` bytes. `until`: when it is given up, however far it is (seconds)."""
+
+    __slots__ = ("_limits", "_quota", "_states", "again", "chunks", "digest", "former", "here", "size", "sources", "until")
+
+    def __init__(self, digest: Digest, size: int, until: float, limits: Limits) -> None:
+        self.digest, self.size, self.until, self._limits = digest, size, until, limits
+        self.chunks = chunk_count(size)
+        self.here = self.again = 0  # chunks that are here; that were asked of a second source
+        self.sources: dict[PeerId, Source] = {}
+        self.former: dict[PeerId, Source] = {}  # whose links broke: they may come back
+        self._states = bytearray(self.chunks)
+        self._quota = self.chunks * limits.serve_factor_max  # more of it no peer serves us
+
+    @property
+    def whole(self) -> bool:
+        """Whether every chunk is here."""
+        return self.here == self.chunks
+
+    # --- sources ------------------------------------------------------------------------------------------------------
+
+    def join(self, peer: PeerId, now: float) -> None:
+        """`peer` has the blob."""
+        if peer not in self.sources:
+            source = self.former.pop(peer, None) or Source(now)
+            if source.asked_ever < self._quota:
+                self.sources[peer] = source
+
+    def part(self, peer: PeerId, *, may_return: bool) -> int:
+        """`peer` delivers no more. Returns how many chunks it still owed."""
+        source = self.sources.pop(peer, None)
+        if source is None:
+            if not may_return:
+                self.former.pop(peer, None)
+            return 0
+        owed, source.asked = source.asked, set()
+        for index in owed:
+            if not any(index in other.asked for other in self.sources.values()):
+                self._states[index] = _WANTED
+        if may_return:
+            self.former[peer] = source
+            if len(self.former) > self._limits.links_max:
+                del self.former[next(iter(self.former))]
+        return len(owed)
+
+    def used_up(self) -> list[PeerId]:
+        """Sources that have been asked for as much as a peer may ask for."""
+        return [peer for peer, one in self.sources.items() if not one.asked and one.asked_ever >= self._quota]
+
+    def silent(self, now: float) -> list[PeerId]:
+        """Sources that were asked and haven't delivered for too long."""
+        gap_s = self._limits.chunk_gap_s_max
+        return [peer for peer, one in self.sources.items() if one.asked and now >= one.heard + gap_s]
+
+    # --- chunks -------------------------------------------------------------------------------------------------------
+
+    def take(self, peer: PeerId, index: int, now: float) -> list[PeerId]:
+        """Chunk `index` is here, from `peer`. Returns who else was asked for it, and will send it too late."""
+        self.sources[peer].delivers(now)
+        self._states[index] = _HERE
+        self.here += 1
+        others = []
+        for other, source in self.sources.items():
+            if index in source.asked:
+                source.asked.remove(index)
+                if other != peer:
+                    others.append(other)
+        return others
+
+    def ask(self, peer: PeerId, now: float) -> list[tuple[int, int]]:
+        """What to ask `peer` for now, as runs of chunks (first, count); they count as asked."""
+        source = self.sources[peer]
+        window = self._window(source)
+        if len(source.asked) > window // 2:
+            return []
+        room = min(window - len(source.asked), self._quota - source.asked_ever)
+        runs: list[tuple[int, int]] = []
+        while room > 0 and len(runs) < RUNS_MAX and (first := self._states.find(_WANTED)) >= 0:
+            runs.append(self._asked(source, first, self._run(first, room), now))
+            room -= runs[-1][1]
+        if not source.asked and room > 0:
+            due, straggling = self._rescue(source)
+            if now >= due:
+                runs = [self._asked(source, first, count, now) for first, count in _runs(straggling[-room:])]
+                self.again += len(source.asked)
+        return runs
+
+    @property
+    def deadline(self) -> float:
+        """When a source has been silent for too long, makes an idle one take over, or the time is over (seconds)."""
+        times = [one.heard + self._limits.chunk_gap_s_max for one in self.sources.values() if one.asked]
+        times += [self._rescue(one)[0] for one in self.sources.values() if not one.asked]
+        return min([self.until, *times])
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _window(self, source: Source) -> int:
+        most = self._limits.window_chunks
+        if len(self.sources) == 1:
+            return most
+        if source.pace_s is None:
+            return max(1, most // 4)
+        return most if source.pace_s * most <= self._limits.window_s else max(1, int(self._limits.window_s / source.pace_s))
+
+    def _run(self, first: int, room: int) -> int:
+        end = first + 1
+        while end < self.chunks and end - first < room and self._states[end] == _WANTED:
+            end += 1
+        return end - first
+
+    def _asked(self, source: Source, first: int, count: int, now: float) -> tuple[int, int]:
+        if not source.asked:
+            source.heard = now
+        source.asked.update(range(first, first + count))
+        source.asked_ever += count
+        self._states[first : first + count] = bytes([_ASKED]) * count
+        return first, count
+
+    def _rescue(self, idle: Source) -> tuple[float, list[int]]:
+        """When `idle` should help out the worst straggler, and with which chunks: the last half of those only that one owes."""
+        patience_s = max(self._limits.endgame_s, idle.pace_s or 0.0)
+        best: tuple[float, list[int]] = (float("inf"), [])
+        for source in self.sources.values():
+            owed = [index for index in sorted(source.asked) if self._owners(index) == 1]
+            due = source.heard if source.debt_s > patience_s else source.heard + patience_s
+            if owed and due < best[0]:
+                best = due, owed[len(owed) // 2 :]
+        return best
+
+    def _owners(self, index: int) -> int:
+        return sum(1 for source in self.sources.values() if index in source.asked)
+
+
+def _runs(indices: list[int]) -> list[tuple[int, int]]:
+    """Sorted indices as runs (first, count); the last few if there are too many."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and sum(runs[-1]) == index:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((index, 1))
+    return runs[-RUNS_MAX:]
