@@ -23,7 +23,9 @@ from p2pnode.discovery import Discovery, Given
 from p2pnode.errors import ConfigError
 from p2pnode.jobs import Jobs, threads_of
 from p2pnode.listening import TransportFactory, start_transport
+from p2pnode.keyring import rendezvous
 from p2pnode.records import Records
+from p2pnode.sources import sources_of
 from p2pnode.store import MODEL_FILE, Store
 from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import Transport
@@ -105,7 +107,8 @@ async def assemble(
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
     jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)
-    discovery = Discovery({"join": given}, hooks.found, hooks.lonely, rng)
+    sources = sources_of(config, given, records, transport, identity.peer, rendezvous(config.swarm))
+    discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
     core = _core(config, identity, store, ready, transport, rng)
     return Parts(identity, records, blobs, trainer, ready, transport, Uploads(blobs, transport), jobs, discovery, core)
 

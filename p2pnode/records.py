@@ -70,6 +70,10 @@ class Records:
         with suppress(*DISK_ERRORS):
             await self._do(lambda: self.store.remember(contacts))
 
+    async def peers(self) -> tuple[Contact, ...]:
+        """Those we reached, the latest first. Raises sqlite3.Error."""
+        return await self._do(self.store.peers)
+
     async def close(self) -> None:
         """After everything that was asked for is done."""
         await self._do(self.store.close)

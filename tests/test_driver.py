@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from p2pnode import discovery as discovery_module
 from p2pnode.blobs import Blobs
 from p2pnode.config import Config
-from p2pnode.discovery import GIVEN_MAX, Discovery, Given
 from p2pnode.errors import ConfigError
 from p2pnode.listening import start_transport
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.report import best_address
 from p2pnode.store import Store
-from p2pnode.transport import TransportLimits
+from p2pnode.transport import OpenGate, TransportLimits
 from p2pnode.uploads import WAITING_MAX, Uploads
 from protocols.effects import SendBlob
 from protocols.events import Frame, PeerUp
@@ -93,55 +90,12 @@ async def test_wants_that_wait_are_bounded_and_die_with_the_link(link: tuple[Upl
     assert not uploads.waiting
 
 
-async def test_a_source_that_fails_is_asked_again_and_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_module, "AGAIN_S_MIN", 0.001)
-    monkeypatch.setattr(discovery_module, "AGAIN_S_MAX", 0.004)
-    tries = 0
-    found: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-
-    async def broken() -> Sequence[str]:
-        nonlocal tries
-        tries += 1
-        if tries < 5:
-            raise OSError("the network is down")
-        return ["/b"]
-
-    wanted = True
-    searching = Discovery({"broken": broken, "given": Given(["/a"])}, found.put_nowait, lambda: wanted, random.Random(1))
-    running = asyncio.create_task(searching.run())
-    seen = []
-    while ("/b",) not in seen:
-        seen.append(await asyncio.wait_for(found.get(), 5))
-        if tries == 2:
-            assert searching.states[0].error == "OSError: the network is down"
-    assert seen.count(("/a",)) >= 1
-    assert [row["error"] for row in searching.status(0.0)] == [None, None]
-    wanted = False
-    await asyncio.sleep(0.02)
-    while not found.empty():
-        found.get_nowait()
-    await asyncio.sleep(0.02)
-    assert found.empty(), "who has peers asks nobody"
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-
-
-async def test_addresses_given_are_bounded() -> None:
-    given = Given(["/a"])
-    for n in range(GIVEN_MAX):
-        given.add(f"/{n}")
-        given.add(f"/{n}")
-    assert len(addresses := await given()) == GIVEN_MAX
-    assert addresses[0] == "/0"
-
-
 async def test_the_port_of_last_time_comes_back_unless_it_is_taken(tmp_path: Path) -> None:
     config = Config(data_dir=tmp_path / "node", listen=("/ip4/127.0.0.1/tcp/0",))
     store = Store(config.data_dir)
 
     async def listen(config: Config) -> tuple[str, ...]:
-        transport = await start_transport(config, store, None, lambda event: None)
+        transport = await start_transport(config, store, None, OpenGate(), lambda event: None)
         addresses = transport.addresses
         await transport.stop()
         return addresses
