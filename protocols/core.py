@@ -26,6 +26,7 @@ from protocols.events import (
     Metered,
     PeerDown,
     PeerUp,
+    Reachable,
     Revoke,
     Stored,
     Tick,
@@ -180,6 +181,8 @@ class Core:
                 self._gossip.on_stored(event, turn)
             case Join(addresses):
                 self._members.join(addresses)
+            case Reachable(addresses):
+                self._members.moved(self._sayable(addresses), turn)
             case Leave():
                 self._leave(turn)
             case Metered(bulk):

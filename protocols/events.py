@@ -96,6 +96,13 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Reachable:
+    """Where we can be dialled from now on (multiaddrs), the best first: a relay or a router has let us in, or no longer does."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Say goodbye to everybody; the driver stops the core afterwards."""
 
@@ -129,4 +136,7 @@ class Metered:
     bulk: bool
 
 
-Event = PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored | Join | Leave | Revoke | Allow | Metered
+Event = (
+    PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored
+    | Join | Reachable | Leave | Revoke | Allow | Metered
+)  # fmt: skip

@@ -80,6 +80,15 @@ class Membership:
             elif len(self._seeds) < self._limits.contacts_known_max:
                 self._seeds[contact.peer] = contact
 
+    def moved(self, addresses: tuple[str, ...], turn: Turn) -> None:
+        """We are dialled elsewhere now: active peers learn it with a shuffle, others from them."""
+        if addresses == self.addresses:
+            return
+        self.addresses = addresses
+        if addresses and self._fixed is None:
+            for link in self.active.values():
+                self._point_elsewhere(link, turn)
+
     def welcome(self, link: Link) -> bool:
         """Whether there is room for a new link. The last places are for links we dial: strangers must not shut us in."""
         if self._fixed is not None and link.peer in self._fixed:
@@ -200,6 +209,8 @@ class Membership:
             turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=True))
         if self._fixed is None:
             for contact in shuffle.contacts:
+                if contact.peer == link.peer:
+                    link.addresses = contact.addresses  # it has moved since its hello
                 self._hear_of(contact)
 
     def on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
@@ -296,7 +307,7 @@ class Membership:
             turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
 
     def _point_elsewhere(self, link: Link, turn: Turn) -> None:
-        """We have no place for this peer, and perhaps it knows only us: tell it of others."""
+        """We have no place for this peer, and perhaps it knows only us, or we have moved: tell it of others and of us."""
         turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
         link.shuffles_asked += 1
 

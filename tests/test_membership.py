@@ -117,6 +117,22 @@ def test_shuffles_that_come_too_often_are_not_answered() -> None:
     assert 1 <= answers <= 5, "six bytes must not buy eight KiB, a hundred times a second"
 
 
+def test_who_is_dialled_elsewhere_now_tells_its_active_peers_and_they_note_it() -> None:
+    bench = Bench()
+    bench.befriend(1, 2)
+    through_a_relay = (f"/ip4/192.0.2.7/tcp/4001/p2p/{address(9).rpartition('/')[2]}/p2p-circuit/p2p/x",)
+    bench.do(ev.Reachable(through_a_relay))
+    for number in (1, 2):
+        (told,) = bench.said(number)
+        assert isinstance(told, Shuffle)
+        assert Contact(identity(0).peer, through_a_relay) in told.contacts
+    assert not bench.do(ev.Reachable(through_a_relay)), "that is no news"
+    moved = Contact(identity(1).peer, ("/ip4/192.0.2.1/tcp/1",))
+    bench.say(1, Shuffle((moved,), reply=True))
+    assert bench.score(1) == 0
+    assert moved in bench.core.snapshot(bench.now).known
+
+
 def test_hearsay_does_not_replace_an_address_that_works() -> None:
     bench = Bench(contacts=[5])
     bench.befriend(1)
