@@ -49,6 +49,7 @@ class Change:
     member: PeerId | None = None
     allowed: PeerId | None = None
     banned: Ban | None = None
+    disallowed: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class OpenAccess(OpenGate):
     """Everybody may come in; a person said so."""
 
     status = OPEN
-    ring: Keyring | None = None
+    allowed: tuple[PeerId, ...] = ()
+    banned: tuple[Ban, ...] = ()
 
     def __init__(self, swarm: str, join: tuple[str, ...] = ()) -> None:
         self.swarm = swarm
@@ -261,20 +263,25 @@ class Access:
         ban = Ban(peer, self.peer, self._state.ring.new_key().encode())
         with self._lock:
             self._state = replace(self._state, allowed=self._state.allowed - {peer})
+        self.changed(Change(disallowed=peer))
         self.revoked(ban)
         return ban
 
     def revoked(self, ban: Ban) -> None:
-        """Somebody shut `ban.peer` out. Doesn't end a local `allow`."""
+        """Somebody shut `ban.peer` out. Doesn't end a local `allow`, and our own ban of the same peer stays our own."""
+        if ban.peer == self.peer:
+            return
         with self._lock:
             state = self._state
-            banned = {**state.banned, ban.peer: ban}
+            old = state.banned.get(ban.peer)
+            banned = {**state.banned, ban.peer: ban if old is None or ban.by == self.peer else old}
             while len(banned) > LISTED_MAX:
                 banned.pop(next(iter(banned)))
             members = {member: seen for member, seen in state.members.items() if member != ban.peer}
             self._state = replace(state, banned=banned, members=members)
         self.add_key(ban.secret)
-        self.changed(Change(banned=ban))
+        if banned.get(ban.peer) is ban and ban != old:
+            self.changed(Change(banned=ban))
 
     def _learn(self, keys: tuple[Key, ...]) -> None:
         with self._lock:

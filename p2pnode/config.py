@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from p2pnode import invitation
 from p2pnode.errors import ConfigError
 from protocols.identity import peer_from_text
 from protocols.limits import EDGE, LAPTOP, Limits
@@ -38,14 +39,23 @@ CONFIG_FILE = "config.toml"
 PRESETS: dict[str, Limits] = {"laptop": LAPTOP, "edge": EDGE}
 
 
+DEFAULT_SWARM = "default"
 _UNSET = Path()
 
 
 def _key(
-    default: T, doc: str, *, low: float | None = None, high: float = 1e6, choices: tuple[str, ...] = (), empty: bool = True
+    default: T,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float = 1e6,
+    choices: tuple[str, ...] = (),
+    empty: bool = True,
+    shown: bool = True,
 ) -> T:
-    """A field with what a person must know about it, and the values it may have."""
-    made: T = field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "empty": empty})
+    """A field with what a person must know about it, and the values it may have. `shown`: in a repr."""
+    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "empty": empty}
+    made: T = field(default=default, repr=shown, metadata=meta)
     return made
 
 
@@ -59,7 +69,9 @@ def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
 class Config:
     """All that a person may set. Raises ConfigError when a value is wrong. Keys of the TOML file have the same names."""
 
-    swarm: str = _key("default", "Name of the swarm; nodes of others are refused. Seeds the models' common start.", empty=False)
+    swarm: str = _key(
+        DEFAULT_SWARM, "Name of the swarm, unless an invitation says it. Seeds the models' common start.", empty=False
+    )
     name: str = _key("", "What people call this node. Empty: the end of its peer id.")
     data_dir: Path = _key(  # noqa: RUF009 - it is a field like the others
         _UNSET, "Folder of identity, state, model and control socket. Empty: p2pnode under $XDG_DATA_HOME."
@@ -73,10 +85,14 @@ class Config:
         empty=False,
     )
     announce: tuple[str, ...] = _key((), "Multiaddrs to tell others instead of those we listen on (behind a forwarded port).")
-    join: tuple[str, ...] = _key((), "Addresses of members, as `p2pnode run` prints them. One that answers is enough.")
+    join: tuple[str, ...] = _key(
+        (), "Invitations (`p2pnode invite`) or multiaddrs of members. One that answers is enough.", shown=False
+    )
+    open: bool = _key(False, "Let anybody in who knows the swarm's name and trains the same model, without an invitation.")
     mdns: bool = _key(True, "Find nodes of this swarm in the local network by multicast DNS, and be found.")
     via: tuple[str, ...] = _key(
-        (), "Multiaddrs, each with /p2p/<id>, of public helper nodes (`relay = true`) through which members far away find each other."
+        (),
+        "Multiaddrs, each with /p2p/<id>, of public helper nodes (`relay = true`) through which far members find each other.",
     )
     merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
     local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
@@ -150,7 +166,8 @@ def _check(key: str, value: Any, meta: Mapping[str, Any]) -> None:
     if len(texts) > LIST_ITEMS_MAX:
         raise ConfigError(f"{key} has {len(texts)} items; at most {LIST_ITEMS_MAX} are allowed")
     for text in texts:
-        if not text.isprintable() or (len(text) > TEXT_CHARACTERS_MAX and not isinstance(value, Path)):
+        unbounded = isinstance(value, Path) or invitation.is_invitation(text)  # which has a bound of its own
+        if not text.isprintable() or (len(text) > TEXT_CHARACTERS_MAX and not unbounded):
             raise ConfigError(f"{key} must be printable and have at most {TEXT_CHARACTERS_MAX} characters")
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(f"{key} is {value!r}; choose from {', '.join(meta['choices'])}")
@@ -160,8 +177,12 @@ def _check(key: str, value: Any, meta: Mapping[str, Any]) -> None:
 
 
 def _check_address(key: str, address: str) -> None:
+    if key == "join" and invitation.is_invitation(address):
+        invitation.decode(address)
+        return
     if not address.startswith("/") or not address.isascii():
-        raise ConfigError(f"{key} has '{address}', which is no multiaddr; it looks like /ip4/192.0.2.7/tcp/4001")
+        what = "neither an invitation (`p2pnode invite`) nor a multiaddr" if key == "join" else "no multiaddr"
+        raise ConfigError(f"{key} has '{address}', which is {what}; one looks like /ip4/192.0.2.7/tcp/4001")
     if key in ("join", "via"):
         check_join(address, key)
 

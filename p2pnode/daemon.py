@@ -17,7 +17,9 @@ from typing import Any
 
 from p2pnode.config import Config
 from p2pnode.control import ControlServer
+from p2pnode.entry import invitation_document
 from p2pnode.errors import ConfigError
+from p2pnode.invitation import LIFE_S
 from p2pnode.listening import TransportFactory
 from p2pnode.node import Node
 from p2pnode.task import TaskFunction
@@ -25,6 +27,7 @@ from p2pnode.trainer import TrainerError
 
 log = logging.getLogger(__name__)
 
+_NEEDS = {"export": "path", "join": "address"}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: its terminal was closed
 
 
@@ -85,7 +88,8 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
         case {"do": "status"}:
             return node.status()
         case {"do": "peers"}:
-            return {"peers": node.status().get("peer_list", [])}
+            status = node.status()
+            return {"peers": status.get("peer_list", []), **{key: status.get(key, []) for key in ("allowed", "banned")}}
         case {"do": "stop"}:
             stop()
             return {"stopping": True}
@@ -94,9 +98,20 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
         case {"do": "join", "address": str(address)}:
             await node.join(address)
             return {"joining": address}
-        case {"do": "export" | "join" as verb}:
-            raise ConfigError(f"'{verb}' lacks its {'path' if verb == 'export' else 'address'}")
-    raise ConfigError(f"unknown request '{str(request['do'])[:40]}'; it is one of status, peers, stop, export, join")
+        case {"do": "invite", **how}:
+            seconds = how.get("seconds", LIFE_S)
+            if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+                raise ConfigError("'invite' takes seconds as a number")
+            return invitation_document(node.admission.invite(seconds))
+        case {"do": "allow", "peer": str(peer)}:
+            return {"allowed": peer, "join": node.admission.allow(peer)}
+        case {"do": "ban", "peer": str(peer)}:
+            node.admission.ban(peer)
+            return {"banned": peer}
+        case {"do": "export" | "join" | "allow" | "ban" as verb}:
+            raise ConfigError(f"'{verb}' lacks its {_NEEDS.get(verb, 'peer')}")
+    verbs = "status, peers, stop, export, join, invite, allow, ban"
+    raise ConfigError(f"unknown request '{str(request['do'])[:40]}'; it is one of {verbs}")
 
 
 async def _export(node: Node, path: Path) -> dict[str, Any]:

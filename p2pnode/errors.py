@@ -1,7 +1,23 @@
-"""The one error that is the user's to mend."""
+"""What is the user's to mend, and how it is told without telling secrets.
+
+Owns the one exception whose text a person sees as it is. Never carries an invitation: whatever a sentence quotes, `redact` has
+taken those out.
+"""
 
 from __future__ import annotations
 
+import re
+
+_LIKE_AN_INVITATION = re.compile(r"(p2pnode\d)[^\s\"'`()\[\],;]{16,}")  # also one with a wrong character in it
+
+
+def redact(text: str) -> str:
+    """`text` with nothing left of the invitations in it but that they were there."""
+    return _LIKE_AN_INVITATION.sub(r"\1…", text)
+
 
 class ConfigError(Exception):
-    """Something a person gave us is wrong. The text is one sentence that says what, and what to do next."""
+    """What the user gave can't work. The text is one sentence that says what to do next; the command line exits with 2."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redact(sentence))

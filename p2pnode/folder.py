@@ -47,7 +47,7 @@ def write_durably(target: Path, data: bytes) -> None:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make `folder` (mode 0700) or adopt it. Raises ConfigError when it can't be used, or when others may write in it."""
+    """Make `folder` (mode 0700) or adopt it. Raises ConfigError when it can't be used, or when others may look into it."""
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         if not any(folder.iterdir()):
@@ -55,8 +55,9 @@ def prepare_folder(folder: Path) -> None:
         mode = folder.stat().st_mode
     except OSError as error:
         raise _unusable(folder, error) from None
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"others may write in the data folder {folder}; run `chmod 700 {folder}` or choose another --data-dir")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        may = "write in" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "look into"
+        raise ConfigError(f"others may {may} the data folder {folder}; run `chmod 700 {folder}` or choose another --data-dir")
 
 
 def _unusable(folder: Path, error: OSError) -> ConfigError:

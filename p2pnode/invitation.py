@@ -1,8 +1,8 @@
 """One short string by which somebody comes into a swarm: which swarm, a secret, where its maker listens, and until when.
 
 Owns the string and what is wrong with one that doesn't work. Must never show the secret: not in a repr, not in an error
-message. Whether a secret is good is the keyring's business (`keyring.py`). `redact` takes invitations out of any text that
-somebody may see.
+message. Whether a secret is good is the keyring's business (`keyring.py`); `errors.redact` takes invitations out of any text
+that somebody may see.
 
 The string is `p2pnode1` and the base58 of: version (1 byte), flags (1), expiry (4, Unix seconds), swarm id (8), invitation id
 (4) and secret (16) if flag 1 is set, the swarm's name, the maker's peer id (32), binary multiaddrs, and a checksum (4, of
@@ -41,7 +41,6 @@ LIFE_S = 7 * 24 * 3600  # of an invitation unless said otherwise: long enough fo
 LIFE_S_MAX = 366 * 24 * 3600
 SKEW_S_MAX = 300  # by which clocks may differ: an invitation is taken for so long after its time
 _HAS_SECRET = 1
-_LIKE_ONE = re.compile(r"(p2pnode\d)[^\s\"'`()\[\],;]{16,}")  # also one with a wrong character in it
 _LOOKS = re.compile(r"p2pnode\d")
 _NEWER = "the invitation was made by a newer p2pnode; install that version"
 _AGAIN = "paste it again, whole"
@@ -164,8 +163,3 @@ def date(seconds: int) -> str:
 def is_invitation(text: str) -> bool:
     """Whether somebody meant `text` to be an invitation, of whatever version."""
     return _LOOKS.match(text.strip()) is not None
-
-
-def redact(text: str) -> str:
-    """`text` with nothing left of the invitations in it but that they were there."""
-    return _LIKE_ONE.sub(r"\1…", text)

@@ -15,41 +15,43 @@ from collections.abc import Callable
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
 from p2pnode.store import Store
-from p2pnode.transport import OnEvent, Transport
+from p2pnode.transport import Gate, OnEvent, Transport
 
 log = logging.getLogger(__name__)
 
-TransportFactory = Callable[[bytes], Transport]
+TransportFactory = Callable[[bytes, Gate], Transport]
 
 _NOTE = "listen port"
 _ANY_PORT = re.compile(r"/(tcp|udp)/0(?=/|$)")
 _PORT = re.compile(r"/(?:tcp|udp)/(\d+)")
 
 
-async def start_transport(config: Config, store: Store, factory: TransportFactory | None, on_event: OnEvent) -> Transport:
+async def start_transport(
+    config: Config, store: Store, factory: TransportFactory | None, gate: Gate, on_event: OnEvent
+) -> Transport:
     """The transport, started. Raises ConfigError when it can't listen."""
     if factory is not None:
-        transport = factory(store.seed)
+        transport = factory(store.seed, gate)
         await transport.start(on_event)
         return transport
     port = store.note(_NOTE) or "0"
     usual = tuple(_ANY_PORT.sub(rf"/\1/{port}", address) for address in config.listen)
     try:
-        transport = await _libp2p(config, store, usual, on_event)
+        transport = await _libp2p(config, store, usual, gate, on_event)
     except ConfigError as error:
         if usual == config.listen:
             raise
         log.info("the port of last time can't be had (%s); taking another", error)
-        transport = await _libp2p(config, store, config.listen, on_event)
+        transport = await _libp2p(config, store, config.listen, gate, on_event)
     if usual != config.listen or _ANY_PORT.search(" ".join(config.listen)):
         _note_port(store, transport)
     return transport
 
 
-async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], on_event: OnEvent) -> Transport:
+async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Transport:
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
-    transport = Libp2pTransport(store.seed, listen, config.announce)
+    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate)
     await transport.start(on_event)
     return transport
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from p2pnode.access import Access, Ban
+from p2pnode.access import Access, Ban, OpenAccess
 from p2pnode.admission import Admission
 from p2pnode.config import Config, check_join
 from p2pnode.discovery import Given
@@ -223,17 +223,15 @@ class Node:
                 record = Record(sequence, age, steps, digest)
                 self._spawn(parts.records.keep(record, lambda: self._feed(Stored(sequence))))
             case fx.Revoked():
-                self._on_revoked(effect)
+                self._on_revoked(effect, parts.access)
             case fx.Report():
                 log_report(effect, self._links.get(effect.peer, "-") if effect.peer else "-")
-            case fx.Revoked(peer, by, secret):
-                log.warning("%s was banned by %s", peer_text(peer), peer_text(by))
-                if isinstance(parts.access, Access):
-                    parts.access.revoked(Ban(peer, by, secret))
 
-    def _on_revoked(self, revoked: fx.Revoked) -> None:
-        """A member has shut a peer out of the swarm."""
+    def _on_revoked(self, revoked: fx.Revoked, access: Access | OpenAccess) -> None:
+        """A member has shut a peer out of the swarm. In an open one only the core minds."""
         log.warning("peer %s was shut out of the swarm by member %s", peer_text(revoked.peer), peer_text(revoked.by))
+        if isinstance(access, Access):
+            access.revoked(Ban(revoked.peer, revoked.by, revoked.secret))
 
     def _try_blobs(self, change: Callable[[], None]) -> None:
         """A piece that can't be written is one model that can't be merged; the next one may."""

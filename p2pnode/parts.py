@@ -11,19 +11,21 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+from p2pnode.access import WAITING, Access, Change, OpenAccess
 from p2pnode.blobs import Blobs
 from p2pnode.config import Config
 from p2pnode.discovery import Discovery, Given
+from p2pnode.entry import enter, keep
 from p2pnode.errors import ConfigError
 from p2pnode.jobs import Jobs, threads_of
 from p2pnode.listening import TransportFactory, start_transport
-from p2pnode.keyring import rendezvous
 from p2pnode.records import Records
 from p2pnode.sources import sources_of
 from p2pnode.store import MODEL_FILE, Store
@@ -33,7 +35,7 @@ from p2pnode.uploads import Uploads
 from protocols.core import Core, CoreSettings, ModelState, Snapshot
 from protocols.events import Event
 from protocols.gossip import GossipSettings
-from protocols.identity import Identity
+from protocols.identity import Identity, peer_text
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Hooks:
     lonely: Callable[[], bool]
     look: Callable[[], Snapshot]
     evaluated: Callable[[], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,11 @@ class Factories:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A started node."""
+    """A started node. `config`: with the name of the swarm that it is in."""
 
+    config: Config
     identity: Identity
+    access: Access | OpenAccess
     records: Records
     blobs: Blobs
     trainer: Trainer
@@ -74,14 +79,14 @@ class Parts:
     core: Core
 
 
-async def assemble(
-    config: Config, task: str, factories: Factories, given: Given, hooks: Hooks, stack: AsyncExitStack
-) -> Parts:
+async def assemble(config: Config, task: str, factories: Factories, given: Given, hooks: Hooks, stack: AsyncExitStack) -> Parts:
     """Every part, started; `stack` closes each, the last one first. Raises ConfigError."""
     records = await Records.open(config.data_dir)
     stack.push_async_callback(records.close)
     store = records.store
     identity = Identity(store.seed)
+    access = _access(config, records, identity, given, hooks)
+    config = replace(config, swarm=access.swarm)
     blobs = Blobs(config.data_dir / "blobs", config.bounds.fetch_bytes_max)
     _empty(blobs)
     stack.callback(_empty_quietly, blobs)
@@ -89,7 +94,7 @@ async def assemble(
     stack.push_async_callback(trainer.stop)
     starting = asyncio.create_task(trainer.start())
     try:
-        transport = await start_transport(config, store, factories.transport, hooks.on_transport)
+        transport = await start_transport(config, store, factories.transport, access, hooks.on_transport)
         stack.push_async_callback(transport.stop)
         ready = await starting
     except TrainerError as error:
@@ -107,10 +112,34 @@ async def assemble(
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
     jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)
-    sources = sources_of(config, given, records, transport, identity.peer, rendezvous(config.swarm))
+    sources = sources_of(config, given, records, transport, identity.peer, access.rendezvous)
     discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
     core = _core(config, identity, store, ready, transport, rng)
-    return Parts(identity, records, blobs, trainer, ready, transport, Uploads(blobs, transport), jobs, discovery, core)
+    uploads = Uploads(blobs, transport)
+    return Parts(config, identity, access, records, blobs, trainer, ready, transport, uploads, jobs, discovery, core)
+
+
+def _access(config: Config, records: Records, identity: Identity, given: Given, hooks: Hooks) -> Access | OpenAccess:
+    """The gate; what changes at it, in whatever thread, is made durable."""
+    access, loop = enter(config, records.store), asyncio.get_running_loop()
+    for address in access.join:
+        given.add(address)
+    if isinstance(access, OpenAccess):
+        return access
+    door = access
+    if door.status == WAITING:
+        log.warning("waiting to be let in: a member must run `p2pnode peers allow %s`", peer_text(identity.peer))
+
+    def take(change: Change) -> None:
+        if change.ring is not None:
+            log.info("this node has the keys of swarm '%s': it is a member", door.swarm)
+        hooks.spawn(records.insist(lambda: keep(records.store, door, change)))
+
+    def changed(change: Change) -> None:
+        loop.call_soon_threadsafe(take, change)
+
+    door.changed = changed
+    return door
 
 
 def _empty(blobs: Blobs) -> None:

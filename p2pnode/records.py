@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from p2pnode.entry import note_addresses
 from p2pnode.store import Record, Store
 from protocols.messages import Contact
 
@@ -48,10 +49,15 @@ class Records:
 
     async def keep(self, record: Record, then: Callable[[], None]) -> None:
         """Make `record` durable, however long that takes, and call `then`."""
+        await self.insist(lambda: self.store.write(record))
+        then()
+
+    async def insist(self, work: Callable[[], None]) -> None:
+        """Do `work`, which writes to the disk, again and again until it succeeds."""
         wait_s = RETRY_S_MIN
         while True:
             try:
-                await self._do(lambda: self.store.write(record))
+                await self._do(work)
             except DISK_ERRORS as error:
                 if self.state == "ok":
                     log.error("the state can't be stored; tried again until it can: %s", error)
@@ -62,13 +68,13 @@ class Records:
                 if self.state != "ok":
                     log.info("the state can be stored again")
                 self.state = "ok"
-                break
-        then()
+                return
 
-    async def remember(self, contacts: tuple[Contact, ...]) -> None:
-        """Keep where peers were reached. A disk that won't is told of by `keep`."""
+    async def remember(self, contacts: tuple[Contact, ...], addresses: tuple[str, ...]) -> None:
+        """Keep where peers were reached, and where we listen ourselves. A disk that won't is told of by `keep`."""
         with suppress(*DISK_ERRORS):
             await self._do(lambda: self.store.remember(contacts))
+            await self._do(lambda: note_addresses(self.store, addresses))
 
     async def peers(self) -> tuple[Contact, ...]:
         """Those we reached, the latest first. Raises sqlite3.Error."""

@@ -87,6 +87,9 @@ def live_status(parts: Parts) -> dict[str, Any]:
     return {
         "addresses": list(parts.transport.addresses),
         "join": best_address(parts.transport.addresses),
+        "access": parts.access.status,
+        "allowed": [peer_text(peer) for peer in parts.access.allowed],
+        "banned": [{"peer_id": peer_text(ban.peer), "by": peer_text(ban.by)} for ban in parts.access.banned],
         "device": parts.ready.device,
         "parameters": parts.ready.parameters,
         "samples": parts.ready.samples,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from p2pnode.access import Ban, Change, Known
 from p2pnode.errors import ConfigError
 from p2pnode.folder import FILE_MODE, Lock, fsync_folder, load_seed, prepare_folder
 from protocols.identity import PeerId
@@ -28,6 +29,7 @@ from protocols.messages import Contact
 STATE_FILE = "state.db"
 MODEL_FILE = "model.safetensors"
 STATE_VERSION = 1
+LISTED_MAX = 1024  # members, the allowed, the banned: a thousand each; the oldest go first
 PEERS_MAX = 256  # remembered between runs: as many as a core's table of contacts
 SEQUENCE_JUMP = 1 << 32  # after a lost state: further than any node gets (one number a second for 136 years)
 BUSY_S_MAX = 5.0  # somebody looks into the database with a tool
@@ -40,6 +42,9 @@ CREATE TABLE IF NOT EXISTS record (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS peers (peer BLOB PRIMARY KEY, addresses TEXT NOT NULL, seen REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS members (peer BLOB PRIMARY KEY, seen REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS allowed (peer BLOB PRIMARY KEY, seen REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS banned (peer BLOB PRIMARY KEY, seen REAL NOT NULL, by BLOB NOT NULL, secret BLOB NOT NULL) STRICT;
 """
 
 
@@ -121,6 +126,32 @@ class Store:
                 "DELETE FROM peers WHERE peer NOT IN (SELECT peer FROM peers ORDER BY seen DESC, peer LIMIT ?)", (PEERS_MAX,)
             )
 
+    def known(self) -> Known:
+        """Who may come in and who may not, as far as it was kept."""
+        members = self._db.execute("SELECT peer, seen FROM members").fetchall()
+        allowed = self._db.execute("SELECT peer FROM allowed").fetchall()
+        banned = self._db.execute("SELECT peer, by, secret FROM banned ORDER BY seen, peer").fetchall()
+        return Known(dict(members), frozenset(peer for (peer,) in allowed), tuple(Ban(*row) for row in banned))
+
+    def keep(self, change: Change) -> None:
+        """Make a change of access durable, but for keys. Raises sqlite3.Error."""
+        now = time.time()
+        with self._db:
+            if (peer := change.member or change.allowed) is not None:
+                table = "members" if change.member is not None else "allowed"
+                self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (peer, now))  # noqa: S608 - one of two
+                self._trim(table)
+            if (ban := change.banned) is not None:
+                self._db.execute("INSERT OR REPLACE INTO banned VALUES (?, ?, ?, ?)", (ban.peer, now, ban.by, ban.secret))
+                self._db.execute("DELETE FROM members WHERE peer = ?", (ban.peer,))
+                self._trim("banned")
+            if change.disallowed is not None:
+                self._db.execute("DELETE FROM allowed WHERE peer = ?", (change.disallowed,))
+
+    def _trim(self, table: str) -> None:
+        latest = f"SELECT peer FROM {table} ORDER BY seen DESC, peer LIMIT ?"  # noqa: S608 - a table of ours
+        self._db.execute(f"DELETE FROM {table} WHERE peer NOT IN ({latest})", (LISTED_MAX,))  # noqa: S608
+
     def note(self, key: str) -> str | None:
         """A small thing kept between runs."""
         row = self._db.execute("SELECT value FROM notes WHERE key = ?", (key,)).fetchone()
@@ -162,7 +193,9 @@ class Store:
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        self.remarks.append(f"{STATE_FILE} was unreadable and was put aside as {aside.name}; remembered peers are lost")
+        self.remarks.append(
+            f"{STATE_FILE} was unreadable and was put aside as {aside.name}; remembered peers and who is banned are lost"
+        )
         return _connect(path)
 
     def close(self) -> None:

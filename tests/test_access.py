@@ -339,7 +339,10 @@ def test_every_change_is_told_once(clock: Clock) -> None:
     stranger = some_peer()
     bob.allow(stranger)
     ban = bob.ban(stranger)
-    assert said[2:] == [Change(allowed=stranger), Change(ring=bob.ring), Change(banned=ban)]
+    assert said[2:] == [Change(allowed=stranger), Change(disallowed=stranger), Change(ring=bob.ring), Change(banned=ban)]
+    bob.revoked(ban)
+    bob.revoked(replace(ban, by=alice.peer))
+    assert len(said) == 6
 
 
 def test_threads_may_ask_while_things_change(clock: Clock) -> None:

@@ -101,7 +101,7 @@ def test_the_data_folder_is_found(tmp_path: Path) -> None:
         ('join = "one"', "join must be a list of texts, not 'one'"),
         ('join = ["/ip4/192.0.2.7/tcp/4001"]', "names no peer; paste the whole line"),
         (f'join = ["{ADDRESS[:-1]}"]', "is damaged"),
-        ('listen = ["localhost:80"]', "which is no multiaddr; it looks like /ip4/192.0.2.7/tcp/4001"),
+        ('listen = ["localhost:80"]', "which is no multiaddr; one looks like /ip4/192.0.2.7/tcp/4001"),
         ('listen = []', "listen is empty"),
         ('limits = "huge"', "limits is 'huge'; choose from laptop, edge"),
         ("shard_index = 4\nshard_count = 4", "the last part is 3; count parts from 0"),

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode import invitation
-from p2pnode.errors import ConfigError
-from p2pnode.invitation import CHARACTERS_MAX, PREFIX, SKEW_S_MAX, Invitation, check_time, decode, encode, is_invitation, redact
+from p2pnode.errors import ConfigError, redact
+from p2pnode.invitation import CHARACTERS_MAX, PREFIX, SKEW_S_MAX, Invitation, check_time, decode, encode, is_invitation
 from protocols.identity import Identity, peer_text
 
 PEER = Identity(b"p" * 32).peer

@@ -25,6 +25,7 @@ from tests.small_task import make_failing_task, make_task, make_wide_task
 
 QUICK: dict[str, Any] = {
     "evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2, "mdns": False,
+    "open": True,  # who may come in is the business of test_entry.py and test_access_network.py
 }  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def network() -> MemoryNetwork:
 def make(tmp_path: Path, network: MemoryNetwork) -> Callable[..., Node]:
     def make_node(name: str, task: Any = make_task, **settings: Any) -> Node:
         config = Config(**{**QUICK, "name": name, "swarm": "test", "data_dir": tmp_path / name, **settings})
-        return Node(config, task, lambda seed: MemoryTransport(network, seed))
+        return Node(config, task, lambda seed, gate: MemoryTransport(network, seed, gate=gate))
 
     return make_node
 
