@@ -80,7 +80,12 @@ async def connect(host: SafeHost, address: Multiaddr, peer: ID) -> SwarmConn:
 async def open_stream(host: SafeHost, connection: SwarmConn, protocol: TProtocol, seconds: float) -> NetStream:
     """A stream of `connection`, and of no other of that peer. Raises MultiselectClientError when it doesn't speak `protocol`."""
     stream = await connection.new_stream()
-    await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), whole_seconds(seconds))
+    try:
+        await host.multiselect_client.select_one_of([protocol], MultiselectCommunicator(stream), whole_seconds(seconds))
+    except BaseException:  # it counts among the connection's streams until it is reset
+        with trio.CancelScope(deadline=trio.current_time() + 1.0, shield=True):
+            await stream.reset()
+        raise
     stream.set_protocol(protocol)
     return stream
 
