@@ -19,9 +19,8 @@ from p2pnode.sizes import format_size
 RATE_MIN = 10_000  # bytes/s: a chunk of 256 KiB then takes 27 s, half of what peers wait for one
 BURST_S = 0.1  # what an idle time saves up: timers are late by less
 PIECE_S = 0.05  # of the rate in one piece: how long a control frame may wait for the piece before it
-WINDOW_S = 0.2  # of the download rate that one peer may have under way: full speed from one peer at up to 150 ms
+WINDOW_S = 0.1  # of the download rate that a peer may have under way: full speed from one peer at up to 70 ms, from two at 140
 SHARES = 8  # links that a frame's deadline expects a limited rate to be shared by
-OVERHEAD_BYTES = 30  # of a piece on the wire: 12 of Yamux, 2 and 16 of Noise
 
 
 @dataclass(frozen=True, slots=True)
