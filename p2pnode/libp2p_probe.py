@@ -47,15 +47,18 @@ from protocols.identity import Identity, peer_from_text
 from protocols.limits import LAPTOP, Limits
 from protocols.messages import Bye, Goodbye
 from protocols.messages import Hello as CoreHello
-from protocols.wire import VERSION, decode, encode
+from protocols.wire import SCHEMA_BYTES, VERSION, decode, encode
 
 PROTOCOLS_MAX = 64  # of those that a peer lists
 IDENTIFY_BYTES_MAX = 64 * 1024  # the package's own answers have under 1 KiB
 PING_BYTES = 32  # libp2p's ping
 CLOSE_S_MAX = 1.0
+REFUSAL_S_MAX = 1.0  # for a peer to refuse our hello; a moment, and nothing is lost if it takes longer
 STOP_S_MAX = 5.0  # for the trio thread to end
 
 _ERRORS = (BaseLibp2pError, IOException, MultiaddrError, OSError, ValueError, trio.BrokenResourceError)
+MISMATCHES = (Fault.OTHER_SWARM, Fault.OTHER_SCHEMA, Fault.OTHER_VERSION)
+
 _SILENCE = {  # what it means that a step takes too long
     Step.NAME: Fault.NO_NAME,
     Step.CONNECT: Fault.SILENT,
@@ -156,8 +159,13 @@ class _Walk:
         reader = FrameReader(control)
         with self._at(Step.ADMISSION):
             await self._knock(control, reader, place.peer)
-        with self._at(Step.HELLO):
-            await self._compare(control, reader)
+        try:
+            with self._at(Step.HELLO):
+                await self._compare(control, reader)
+        except Ends as end:
+            if end.fault in MISMATCHES:
+                await self._say_ours(control, reader)
+            raise
 
     def _place(self) -> Place:
         place = place_of(self.trail.address)
@@ -185,6 +193,10 @@ class _Walk:
                 connection = await network.add_conn(muxed, direction="outbound")  # type: ignore[attr-defined]
         except MuxerUpgradeFailure as error:
             raise Ends(Fault.NO_YAMUX, reason_of(error)) from error
+        except trio.TooSlowError as error:
+            if self._step is Step.MUXER:
+                raise
+            raise await who_is_there(found, error) from error
         except _ERRORS as error:
             if other := _other_peer(error):
                 raise Ends(Fault.OTHER_PEER, other) from error
@@ -261,35 +273,35 @@ class _Walk:
             raise Ends(Fault.UNTRUSTED, why)
 
     async def _compare(self, control: NetStream, reader: FrameReader) -> None:
-        """Hear the core's hello and say goodbye; on a mismatch say ours as well and hear what the peer thinks of it."""
+        """Hear the core's hello; say goodbye when it fits."""
         asker = self._asker
         try:
             frame = await reader.frame(asker.limits.control_frame_bytes_max, STEP_S_MAX)
             message = decode(frame, asker.bounds)
         except OtherVersion:
-            end = Ends(Fault.OTHER_VERSION, f"{frame[0]} (ours is {VERSION})")
+            raise Ends(Fault.OTHER_VERSION, f"{frame[0]} (ours is {VERSION})") from None
         except RemoteError as error:
             raise Ends(Fault.NO_HELLO, error.reason) from error
         except (IOException, BaseLibp2pError) as error:
             raise Ends(Fault.NO_HELLO, "it closed the connection") from error
-        else:
-            match message:
-                case CoreHello(swarm, _, _) if swarm != asker.swarm:
-                    end = Ends(Fault.OTHER_SWARM)
-                case CoreHello(_, schema, _) if asker.schema is not None and schema != asker.schema:
-                    end = Ends(Fault.OTHER_SCHEMA, f"{schema.hex()[:8]} (ours is {asker.schema.hex()[:8]})")
-                case CoreHello():
-                    self.trail = replace(self.trail, schema_compared=asker.schema is not None)
-                    await _say(control, encode(Bye(Goodbye.LEAVING, "only a look")))
-                    return
-                case Bye(_, text):
-                    raise Ends(Fault.TURNED_AWAY, text)
-                case _:
-                    raise Ends(Fault.NO_HELLO, "it says something else first")
-        with suppress(*_ERRORS):
-            await _say(control, encode(CoreHello(asker.swarm, asker.schema or bytes(16), ())))
-            await reader.frame(asker.limits.control_frame_bytes_max, STEP_S_MAX)  # its goodbye: now its log has a line
-        raise end
+        match message:
+            case CoreHello(swarm, _, _) if swarm != asker.swarm:
+                raise Ends(Fault.OTHER_SWARM)
+            case CoreHello(_, schema, _) if asker.schema is not None and schema != asker.schema:
+                raise Ends(Fault.OTHER_SCHEMA, f"{schema.hex()[:8]} (ours is {asker.schema.hex()[:8]})")
+            case CoreHello():
+                self.trail = replace(self.trail, schema_compared=asker.schema is not None)
+                await _say(control, encode(Bye(Goodbye.LEAVING, "only a look")))
+            case Bye(_, text):
+                raise Ends(Fault.TURNED_AWAY, text)
+            case _:
+                raise Ends(Fault.NO_HELLO, "it says something else first")
+
+    async def _say_ours(self, control: NetStream, reader: FrameReader) -> None:
+        """Our hello, and time to refuse it: now the peer's log names the mismatch too."""
+        with suppress(*_ERRORS), trio.move_on_after(REFUSAL_S_MAX):
+            await _say(control, encode(CoreHello(self._asker.swarm, self._asker.schema or bytes(SCHEMA_BYTES), ())))
+            await reader.frame(self._asker.limits.control_frame_bytes_max, REFUSAL_S_MAX)
 
 
 def _other_peer(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import trio
 from p2pnode.probing import STEP_S_MAX, Ends, Fault, Place
 
 PLACES_MAX = 4  # addresses of one name that are tried
+LOOK_S_MAX = 2.0  # a second look: servers that speak first do it at once
 LOOK_BYTES = 64  # of what another kind of server says: enough to tell HTTP from SSH
 
 _HEADER = b"\x13/multistream/1.0.0\n"
@@ -74,10 +75,11 @@ def _socket_fault(error: OSError) -> Fault:
 
 
 async def who_is_there(found: Found, error: BaseException) -> Ends:
-    """The handshake failed: ask again by hand, and look at what the other side says to it."""
+    """Why a handshake failed with `error`: ask again by hand, and look at what the other side says to it."""
     said = b""
-    with suppress(OSError), trio.move_on_after(STEP_S_MAX), trio.socket.socket(found[0][0], socket.SOCK_STREAM) as one:
-        await one.connect(found[0][1])
+    family, where = found[0]
+    with trio.socket.socket(family, socket.SOCK_STREAM) as one, trio.move_on_after(LOOK_S_MAX) as patience, suppress(OSError):
+        await one.connect(where)
         await one.send(_HEADER)
         said = await one.recv(LOOK_BYTES)
         if said == _HEADER:
@@ -86,7 +88,7 @@ async def who_is_there(found: Found, error: BaseException) -> Ends:
     if said.startswith(_HEADER):
         return Ends(Fault.BROKEN, reason_of(error)) if b"/noise" in said else Ends(Fault.NO_NOISE)
     if not said:
-        return Ends(Fault.CLOSED)
+        return Ends(Fault.MUTE if patience.cancelled_caught else Fault.CLOSED)
     return Ends(Fault.NO_LIBP2P, _kind_of_server(said))
 
 

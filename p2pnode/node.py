@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -311,6 +311,12 @@ class Node:
     def admission(self) -> Admission:
         """Invite, allow, ban. RuntimeError while not running."""
         return Admission(self._running.access, self.addresses, self._feed)
+
+    async def walk(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
+        """How far one gets towards each address (`p2pnode.probing.Trail`). Raises ConfigError when that is no request."""
+        from p2pnode.doctor.walking import walk_as
+
+        return await walk_as(self._running, self._links, addresses)
 
     async def export(self, path: Path | str) -> None:
         """Write the model as safetensors. Raises ConfigError when that can't be done there, TrainerError."""

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ async def test_an_invitation_that_is_damaged(tmp_path: Path) -> None:
 
 async def test_an_invitation_to_another_swarm_than_the_folders(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    keyring.save(folder, keyring.found(SWARM))
+    keyring.save(folder, replace(keyring.found(SWARM), founded=False))
     finding = named(await examine(folder, config_of(folder), [invitation_to("meadow")]), "invitation")
     says(finding, Level.FAIL, "'meadow'", "another swarm than the one this node belongs to, 'garden'")
 

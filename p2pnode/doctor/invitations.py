@@ -56,9 +56,12 @@ def read_targets(texts: Sequence[str], ring: Keyring | None, now: float | None =
 
 def _check(invitation: Invitation, ring: Keyring | None, now: float) -> Iterator[Finding]:
     name = f"the invitation to swarm '{invitation.swarm}'"
-    if ring is not None and ring.swarm_id != invitation.swarm_id:
+    if ring is not None and ring.swarm_id != invitation.swarm_id and not ring.founded:
         text = f"{name} is to another swarm than the one this node belongs to, '{ring.swarm}'"
         yield fail("invitation", text, "one data folder belongs to one swarm: use another --data-dir for this one")
+        return
+    if ring is not None and ring.swarm_id == invitation.swarm_id and ring.keys:
+        yield ok("invitation", f"{name} isn't needed: this node is a member already")
         return
     try:
         check_time(invitation, now)

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from p2pnode.errors import ConfigError
 from p2pnode.probing import ADDRESSES_MAX, Trail, place_of
+from protocols.core import swarm_digest
 from protocols.identity import PeerId, peer_from_text
 
 if TYPE_CHECKING:
     from p2pnode.parts import Parts
 
 
-async def walk_as(parts: Parts, connected: Collection[PeerId], swarm: bytes, addresses: Sequence[Any]) -> list[dict[str, Any]]:
-    """The trail to each address, as documents, in their order. `swarm`: its digest. Raises ConfigError when that is no request."""
+async def walk_as(parts: Parts, connected: Collection[PeerId], addresses: Sequence[Any]) -> list[dict[str, Any]]:
+    """The trail to each address, as documents, in their order. Raises ConfigError when that is no request."""
     if len(addresses) > ADDRESSES_MAX or not all(isinstance(address, str) for address in addresses):
         raise ConfigError(f"'probe' takes at most {ADDRESSES_MAX} addresses")
     from p2pnode.libp2p_probe import Asker, probe  # heavy, and loaded already where the transport is libp2p
 
     free = [address for address in addresses if _peer(address) not in connected]
-    asker = Asker(parts.records.store.seed, swarm, parts.ready.schema_digest, parts.access)
+    swarm = swarm_digest(parts.config.swarm)
+    asker = Asker(parts.records.store.seed, swarm, parts.ready.schema_digest, parts.access, bounds=parts.config.bounds)
     trails = dict(zip(free, await probe(asker, free) if free else (), strict=True))
     return [trails.get(address, _linked(address)).document() for address in addresses]
 
