@@ -27,7 +27,7 @@ from p2pnode.trainer import TrainerError
 
 log = logging.getLogger(__name__)
 
-_NEEDS = {"export": "path", "join": "address"}
+_NEEDS = {"export": "path", "join": "address", "probe": "addresses"}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: its terminal was closed
 
 
@@ -98,6 +98,8 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
         case {"do": "join", "address": str(address)}:
             await node.join(address)
             return {"joining": address}
+        case {"do": "probe", "addresses": list(addresses)}:
+            return {"trails": await node.walk(addresses)}
         case {"do": "invite", **how}:
             seconds = how.get("seconds", LIFE_S)
             if not isinstance(seconds, int | float) or isinstance(seconds, bool):
@@ -108,9 +110,9 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
         case {"do": "ban", "peer": str(peer)}:
             node.admission.ban(peer)
             return {"banned": peer}
-        case {"do": "export" | "join" | "allow" | "ban" as verb}:
+        case {"do": "export" | "join" | "probe" | "allow" | "ban" as verb}:
             raise ConfigError(f"'{verb}' lacks its {_NEEDS.get(verb, 'peer')}")
-    verbs = "status, peers, stop, export, join, invite, allow, ban"
+    verbs = "status, peers, stop, export, join, probe, invite, allow, ban"
     raise ConfigError(f"unknown request '{str(request['do'])[:40]}'; it is one of {verbs}")
 
 
