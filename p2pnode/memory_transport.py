@@ -1,7 +1,7 @@
 """The transport's in-memory twin: the same semantics without a socket, for tests and for swarms in one process.
 
-Owns nothing but queues between transports of one loop. Must never be more forgiving than libp2p: one contract suite
-(`tests/test_transport_contract.py`) holds both.
+Owns nothing but queues between transports of one loop; on its wire there is nothing but the frames' content. Must never be more
+forgiving than libp2p: one contract suite (`tests/test_transport_*.py`) holds both.
 
 Idea: the mock network that httpcore ships.
 """
@@ -11,21 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from p2pnode.errors import ConfigError
+from p2pnode.pacing import Tally, piece_bytes
 from p2pnode.transport import (
     ALREADY_CONNECTED,
     ALREADY_DIALLING,
     ANOTHER_PROTOCOL,
     HUNG_UP,
     NO_ANSWER,
+    NO_MORE_BULK,
     NOT_LET_IN,
+    NOTHING_LEFT,
     OURSELVES,
     UNWANTED,
+    Flow,
     Gate,
     OnEvent,
     OpenGate,
+    Rates,
+    Ration,
     Target,
     Traffic,
     Transport,
@@ -36,13 +43,18 @@ from p2pnode.transport import (
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_text
 
+BULK_RECENT_S = 10.0  # bulk that crossed so lately may go on: a peer answers a want within seconds
+
 log = logging.getLogger(__name__)
 
 
 class _End:
     """One side of a link between two memory transports."""
 
-    __slots__ = ("bulk", "bulk_bytes", "closing", "control", "dialled", "other", "owner", "traffic", "up")
+    __slots__ = (
+        *("bulk", "bulk_at", "bulk_bytes", "closing", "control", "dialled"),
+        *("other", "owner", "paid", "paying", "traffic", "up"),
+    )
 
     def __init__(self, owner: MemoryTransport, dialled: bool) -> None:
         self.owner = owner
@@ -50,6 +62,9 @@ class _End:
         self.control: deque[bytes] = deque()
         self.bulk: deque[bytes] = deque()
         self.bulk_bytes = 0
+        self.bulk_at = float("-inf")  # when bulk last left this side
+        self.paid = 0  # bytes of the first bulk frame that have crossed
+        self.paying: asyncio.TimerHandle | None = None  # the next piece of it
         self.closing: str | None = None
         self.traffic = Traffic()
         self.up = True
@@ -77,7 +92,7 @@ class MemoryNetwork:
         if not address.startswith("/memory/") or not number.isdecimal() or int(number) >= len(self._hosts):
             return None
         host = self._hosts[int(number)]
-        return host if host.listening else None
+        return host if host.listening and not host.closed else None
 
     def freeze(self, peer: PeerId) -> None:
         """From now on `peer` takes nothing and answers nobody, but its links stay."""
@@ -98,7 +113,12 @@ class MemoryTransport(Transport):
     """The in-memory twin. `identity_seed`: 32 bytes, as for libp2p."""
 
     def __init__(
-        self, network: MemoryNetwork, identity_seed: bytes, limits: TransportLimits | None = None, gate: Gate | None = None
+        self,
+        network: MemoryNetwork,
+        identity_seed: bytes,
+        limits: TransportLimits | None = None,
+        gate: Gate | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.peer = Identity(identity_seed).peer
         self._gate = gate or OpenGate()
@@ -109,6 +129,8 @@ class MemoryTransport(Transport):
         self._links: dict[PeerId, _End] = {}
         self._dials: dict[PeerId, tuple[tuple[str, ...], asyncio.TimerHandle]] = {}
         self._past = Traffic()
+        self._tally = Tally(rates or Rates(), 0.0)
+        self._tell: Callable[[Flow], None] = lambda flow: None
         self._on_event: OnEvent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -135,6 +157,8 @@ class MemoryTransport(Transport):
         match target.peer:
             case None:
                 return target.reason
+            case _ if self._tally.flow is Flow.NOTHING:
+                return NOTHING_LEFT
             case peer if peer == self.peer:
                 return OURSELVES
             case peer if peer in self._links:
@@ -210,15 +234,93 @@ class MemoryTransport(Transport):
         """Move one frame, control before bulk. Called once for every frame queued, and by `hangup`."""
         if not end.up or self._network.frozen(self) or self._network.frozen(end.other.owner):
             return
-        if end.control or end.bulk:
-            bulk = not end.control
-            frame = (end.bulk if bulk else end.control).popleft()
-            end.bulk_bytes -= len(frame) if bulk else 0
-            sent = end.traffic
-            end.traffic = replace(sent, frames_sent=sent.frames_sent + 1, bytes_sent=sent.bytes_sent + len(frame))
-            end.other.owner._take(end.other, frame, bulk)
+        if end.control:
+            self._count(end, len(end.control[0]))
+            self._move(end, end.control, bulk=False)
+        elif end.bulk and self._may_move_bulk(end):
+            self._count(end, len(end.bulk[0]))
+            self._move(end, end.bulk, bulk=True)
         if end.up and end.closing is not None and not end.control and not end.bulk:
             self._cut(end, end.closing, HUNG_UP)
+
+    def _move(self, end: _End, lane: deque[bytes], *, bulk: bool) -> None:
+        if not end.up:
+            return
+        frame = lane.popleft()
+        if bulk:
+            end.bulk_bytes -= len(frame)
+            end.bulk_at = asyncio.get_running_loop().time()
+        sent = end.traffic
+        end.traffic = replace(sent, frames_sent=sent.frames_sent + 1, bytes_sent=sent.bytes_sent + len(frame))
+        end.other.owner._take(end.other, frame, bulk)
+
+    def _may_move_bulk(self, end: _End) -> bool:
+        """Whether the next bulk frame may cross at once; where rates hold it crosses later, by pieces."""
+        ours, theirs = self._tally, end.other.owner._tally
+        if ours.flow is not Flow.ALL or theirs.flow is not Flow.ALL:
+            return False
+        if ours.up is None and theirs.down is None:
+            return True
+        if end.paying is None:
+            size = len(end.bulk[0]) - end.paid
+            for pacer in (ours.up, theirs.down):
+                size = size if pacer is None else piece_bytes(pacer.rate, size)
+            loop = asyncio.get_running_loop()
+            wait = max(0.0 if pacer is None else pacer.book(size, loop.time()) for pacer in (ours.up, theirs.down))
+            end.paying = loop.call_later(wait, self._paid, end, size)
+        return False
+
+    def _paid(self, end: _End, size: int) -> None:
+        """A piece of the first bulk frame crosses."""
+        end.paying = None
+        for pacer in (self._tally.up, end.other.owner._tally.down):
+            if pacer is not None:
+                pacer.refund(size)  # `_count` spends it
+        if not end.up or self._network.frozen(self) or self._network.frozen(end.other.owner):
+            return
+        end.bulk_at = asyncio.get_running_loop().time()
+        self._count(end, size)
+        end.paid += size
+        if end.up and end.paid == len(end.bulk[0]):
+            end.paid = 0
+            self._move(end, end.bulk, bulk=True)
+        self._pump(end)
+
+    def _count(self, end: _End, size: int) -> None:
+        now = asyncio.get_running_loop().time()
+        other = end.other.owner
+        if self._tally.sent(size, now):
+            self._turn()
+        if other._tally.received(size, now):
+            other._turn()
+
+    def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
+        if self._loop is not None:
+            self._tell = changed
+            if self._tally.ration(ration):
+                self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """The ration lets less cross, or more again."""
+        loop, flow = asyncio.get_running_loop(), self._tally.flow
+        for end in list(self._links.values()):
+            recent = max(end.bulk_at, end.other.bulk_at) > loop.time() - BULK_RECENT_S
+            if flow is Flow.NOTHING:
+                self._cut(end, NOTHING_LEFT, HUNG_UP)
+            elif flow is Flow.CONTROL and (recent or end.bulk or end.other.bulk):
+                self._cut(end, NO_MORE_BULK, HUNG_UP)
+            elif flow is Flow.ALL:
+                for side in (end, end.other):
+                    for _ in side.bulk:
+                        loop.call_soon(side.owner._pump, side)
+        for peer in list(self._dials) if flow is Flow.NOTHING else ():
+            self._dial_failed(peer, NOTHING_LEFT)
+        loop.call_soon(self._tell, flow)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing may cross."""
+        return self._tally.flow is Flow.NOTHING
 
     def _take(self, end: _End, frame: bytes, bulk: bool) -> None:
         try:
@@ -281,4 +383,4 @@ class MemoryTransport(Transport):
         total = self._past
         for end in self._links.values():
             total = total.plus(end.traffic)
-        return total
+        return replace(total, wire_bytes_sent=self._tally.bytes_sent, wire_bytes_received=self._tally.bytes_received)

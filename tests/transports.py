@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
-from p2pnode.transport import Transport, TransportLimits
+from p2pnode.transport import Gate, Rates, Transport, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_text
 
@@ -78,9 +78,11 @@ class World(ABC):
     def __init__(self) -> None:
         self.nodes: list[Node] = []
 
-    async def node(self, number: int, limits: TransportLimits | None = None) -> Node:
+    async def node(
+        self, number: int, limits: TransportLimits | None = None, gate: Gate | None = None, rates: Rates | None = None
+    ) -> Node:
         """A started transport with the identity of `seed(number)`."""
-        node = Node(self.make(seed(number), limits), Identity(seed(number)).peer)
+        node = Node(self.make(seed(number), limits, gate, rates), Identity(seed(number)).peer)
         self.nodes.append(node)
         await node.transport.start(node)
         return node
@@ -104,7 +106,9 @@ class World(ABC):
             await node.transport.stop()
 
     @abstractmethod
-    def make(self, identity: bytes, limits: TransportLimits | None) -> Transport: ...
+    def make(
+        self, identity: bytes, limits: TransportLimits | None, gate: Gate | None = None, rates: Rates | None = None
+    ) -> Transport: ...
 
     @abstractmethod
     async def remote(self, number: int) -> tuple[PeerId, tuple[str, ...]]:
@@ -128,8 +132,10 @@ class MemoryWorld(World):
         super().__init__()
         self.network = MemoryNetwork()
 
-    def make(self, identity: bytes, limits: TransportLimits | None) -> Transport:
-        return MemoryTransport(self.network, identity, limits)
+    def make(
+        self, identity: bytes, limits: TransportLimits | None, gate: Gate | None = None, rates: Rates | None = None
+    ) -> Transport:
+        return MemoryTransport(self.network, identity, limits, gate, rates)
 
     async def remote(self, number: int) -> tuple[PeerId, tuple[str, ...]]:
         node = await self.node(number)
@@ -152,10 +158,12 @@ class Libp2pWorld(World):
         super().__init__()
         self.processes: dict[PeerId, asyncio.subprocess.Process] = {}
 
-    def make(self, identity: bytes, limits: TransportLimits | None) -> Transport:
+    def make(
+        self, identity: bytes, limits: TransportLimits | None, gate: Gate | None = None, rates: Rates | None = None
+    ) -> Transport:
         from p2pnode.libp2p_transport import Libp2pTransport
 
-        return Libp2pTransport(identity, limits=limits)
+        return Libp2pTransport(identity, limits=limits, gate=gate, rates=rates)
 
     async def remote(self, number: int) -> tuple[PeerId, tuple[str, ...]]:
         pipe = asyncio.subprocess.PIPE
