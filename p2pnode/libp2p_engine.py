@@ -38,6 +38,7 @@ from p2pnode.libp2p_books import CannotListen, Dialling, Event, Inbound, Through
 from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, REFUSED, Hello, explain, protocols, read_hello
 from p2pnode.libp2p_host import Companion, Notifee, connect, disconnect, make_host, open_stream, running
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
+from p2pnode.libp2p_pace import Wire
 from p2pnode.libp2p_patches import SafeHost, SafeTCP
 from p2pnode.transport import (
     ALREADY_CONNECTED,
@@ -45,6 +46,7 @@ from p2pnode.transport import (
     CIRCUIT,
     NO_ANSWER,
     NOT_LET_IN,
+    NOTHING_LEFT,
     OURSELVES,
     UNWANTED,
     Gate,
@@ -71,18 +73,20 @@ class Engine(Notifee):
         seed: bytes,
         limits: TransportLimits,
         gate: Gate,
+        wire: Wire,
         emit: Callable[[Event], None],
         wake_soon: Callable[[Callable[[], None]], None],
     ) -> None:
         self.peer = Identity(seed).peer
-        self.tcp = SafeTCP()
+        self.wire = wire
+        self.tcp = SafeTCP(limits, wire)
         self.companions: list[Companion] = []  # both are set before `serve`
         self.through: Through = no_way_through
         self._gate = gate
         self._control, self._bulk = protocols(gate.tag)
         self._seed = seed
         self._limits = limits
-        self._emit = emit
+        self.emit = emit
         self._wake_soon = wake_soon
         self._host: SafeHost
         self._nursery: trio.Nursery
@@ -120,8 +124,9 @@ class Engine(Notifee):
     async def _live(self, listen: list[Multiaddr], started: Callable[[list[Multiaddr]], object]) -> CannotListen | None:
         """One host's life, until `stop` or until it dies. Returns why it couldn't listen, if so."""
         host = make_host(self._seed, self.tcp, self._limits)
-        host.set_stream_handler(self._control, self._on_control)
-        host.set_stream_handler(self._bulk, self._on_bulk)
+        serve = host.serve_quietly if self._gate.tag else host.set_stream_handler
+        serve(self._control, self._on_control)
+        serve(self._bulk, self._on_bulk)
         network = host.get_network()
         network.register_notifee(self)
         self._host = host
@@ -166,6 +171,8 @@ class Engine(Notifee):
         match target.peer:
             case None:
                 reason = target.reason
+            case _ if self.wire.closed:
+                reason = NOTHING_LEFT
             case peer if peer == self.peer:
                 reason = OURSELVES
             case peer if not self._gate.welcome(peer):
@@ -177,7 +184,7 @@ class Engine(Notifee):
             case _:
                 reason = target.reason if len(self._dials) < self._limits.dials_max else "too many dials at once"
         if reason or target.peer is None:
-            self._emit(Event(DialFailed(asked.peer, asked.addresses, reason)))
+            self.emit(Event(DialFailed(asked.peer, asked.addresses, reason)))
             return
         self._number += 1
         dialling = self._dials[target.peer] = Dialling(self._number)
@@ -196,7 +203,7 @@ class Engine(Notifee):
             del self._dials[peer]
             dialling.settled.set()
         if reason and not dialling.superseded:
-            self._emit(Event(DialFailed(peer, asked.addresses, reason)))
+            self.emit(Event(DialFailed(peer, asked.addresses, reason)))
 
     async def upgrade(self, peer: PeerId, address: str, connection: SwarmConn) -> str:
         """Put a link over `connection`, which we opened, in place of a relayed one. Returns why not, or ''."""
@@ -244,7 +251,7 @@ class Engine(Notifee):
         control = await open_stream(host, connection, self._control, self._limits.open_s_max)
         bulk = await open_stream(host, connection, self._bulk, self._limits.open_s_max)
         dialling.greeting = True
-        await control.write(Hello(self._instance, dialling.number, self._gate.knock(peer)).encode())
+        await control.write(Hello(self._instance, dialling.number, self._gate.knock(peer), *self.wire.claims).encode())
         reader = FrameReader(control)
         try:
             verdict = await reader.exactly(len(ACCEPTED))
@@ -256,7 +263,7 @@ class Engine(Notifee):
         if why := self._gate.trusts(peer, remote.gate):
             return why
         where = f"{address}/p2p/{peer_text(peer)}"
-        link = Link(peer, where, connection, control, bulk, reader, self._limits, self._wake_soon)
+        link = Link(peer, where, connection, control, bulk, reader, self._limits, self._wake_soon, self.wire)
         while (relayed := self._links.get(peer)) is not None:  # this dial is an upgrade
             relayed.end("a direct link takes its place")
             await relayed.done.wait()
@@ -308,8 +315,9 @@ class Engine(Notifee):
         if (dialling := self._dials.get(peer)) is not None:
             dialling.superseded = True
             dialling.scope.cancel()
-        link = Link(peer, where, connection, stream, inbound.bulk, reader, self._limits, self._wake_soon)
-        answer = Hello(self._instance, self._number, said)
+        self.tcp.door.keep(stream.get_remote_address())
+        link = Link(peer, where, connection, stream, inbound.bulk, reader, self._limits, self._wake_soon, self.wire)
+        answer = Hello(self._instance, self._number, said, *self.wire.claims)
         self._up(host, link, hello, ACCEPTED + answer.encode(), dialled=False)
         return True
 
@@ -332,10 +340,11 @@ class Engine(Notifee):
 
     def _up(self, host: SafeHost, link: Link, remote: Hello, greeting: bytes, *, dialled: bool) -> None:
         assert link.peer not in self._links, "one link a peer"
-        link.remote_instance, link.remote_number = remote.instance, remote.number
+        link.remote_instance, link.remote_number, link.dialled = remote.instance, remote.number, dialled
+        link.heed(remote.upload, remote.download)
         self._links[link.peer] = link
         self._busy.add(link.connection)
-        self._emit(Event(PeerUp(link.peer, link.address, dialled), link))
+        self.emit(Event(PeerUp(link.peer, link.address, dialled), link))
         self._nursery.start_soon(self._run, host, link, greeting)
 
     async def _run(self, host: SafeHost, link: Link, greeting: bytes) -> None:
@@ -345,12 +354,12 @@ class Engine(Notifee):
         finally:
             del self._links[link.peer]
             self._busy.discard(link.connection)
-            self._emit(Event(PeerDown(link.peer, reason), link))
+            self.emit(Event(PeerDown(link.peer, reason), link))
             link.done.set()
             await disconnect(host, link.connection, CLOSE_S_MAX)
 
     def _on_frame(self, link: Link, frame: bytes, inbox: Inbox) -> None:
-        self._emit(Event(Frame(link.peer, frame), link, inbox))
+        self.emit(Event(Frame(link.peer, frame), link, inbox))
 
     # connections
 
@@ -375,9 +384,9 @@ class Engine(Notifee):
             self._held[connection] -= 1
             self._nursery.start_soon(self._watch, self._host, connection)
 
-    def link(self, peer: PeerId) -> Link | None:
-        """The link to `peer`, if there is one."""
-        return self._links.get(peer)
+    def links(self) -> list[Link]:
+        """Those that are up."""
+        return list(self._links.values())
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:
         """The package tells of a connection, in either direction."""

@@ -29,7 +29,7 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from p2pnode.libp2p_patches import SafeHost, SafeMuxer, SafeSwarm, SafeTCP, SafeYamux, whole_seconds
+from p2pnode.libp2p_patches import SafeHost, SafeMuxer, SafeSwarm, SafeTCP, SafeYamux, shorten, whole_seconds
 from p2pnode.transport import TransportLimits
 
 
@@ -40,19 +40,20 @@ def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
     peers = PeerStore()
     peers.add_key_pair(peer_id, keys)
     noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.open_s_max))
+    upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.handshake_s_max))
+    shorten(upgrader.security_multistream._selector, limits)
     upgrader.muxer_multistream = SafeMuxer(limits)
     config = ConnectionConfig(
         max_connections=limits.connections_max,
         min_connections=0,  # all slots are open to inbound connections
         low_watermark=0,
         high_watermark=limits.connections_max,  # never prune: we decide who goes
-        inbound_upgrade_timeout=limits.open_s_max,
-        outbound_upgrade_timeout=limits.open_s_max,
-        inbound_stream_protocol_negotiation_timeout=whole_seconds(limits.open_s_max),
+        inbound_upgrade_timeout=limits.handshake_s_max,
+        outbound_upgrade_timeout=limits.handshake_s_max,
+        inbound_stream_protocol_negotiation_timeout=whole_seconds(limits.negotiation_s_max),
     )
     swarm = SafeSwarm(peer_id, peers, upgrader, [tcp], RetryConfig(max_retries=0), config)
-    host = SafeHost(swarm, disable_identify_address_discovery=True)
+    host = SafeHost(swarm, limits)
     host.remove_stream_handler(ID_PUSH)
     return host
 

@@ -101,7 +101,7 @@ async def test_300_connections_come_and_go_and_another_one_works() -> None:
 
 def test_an_inbound_slot_comes_back_when_its_connection_ends() -> None:
     async def test() -> None:
-        async with host(1) as one, host(2, replace(LIMITS, connections_max=3)) as two:
+        async with host(1) as one, host(2, replace(LIMITS, connections_max=3, guests_max=3)) as two:
             two.set_stream_handler(ECHO, echo)
             for _ in range(10):
                 connection = await meet(one, two)

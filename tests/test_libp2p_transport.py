@@ -174,7 +174,7 @@ async def test_a_host_that_dies_is_replaced_on_the_same_port(world: Libp2pWorld,
 
 
 async def test_strangers_who_connect_and_say_nothing_or_garbage_are_let_go(world: Libp2pWorld) -> None:
-    limits = TransportLimits(open_s_max=1, connections_max=8)
+    limits = TransportLimits(handshake_s_max=1, open_s_max=1, connections_max=8, guests_max=7)
     node = await world.node(1, limits)
     silent = [socket.create_connection(("127.0.0.1", port(node))) for _ in range(8)]
     for number in range(20):
