@@ -3,8 +3,9 @@
 Owns the bytes of a hello and of its answer. Must never decide anything: who may come in is the gate's business, which of two
 links survives is the engine's.
 
-A hello, and the answer after a good verdict: 16 bytes that name the process, 8 bytes that number the dial, 2 bytes of length,
-and so much for the gate (`Gate.knock`, `Gate.answer`). A peer that the gate doesn't let in gets no answer at all.
+A hello, and the answer after a good verdict: 16 bytes that name the process, 8 bytes that number the dial, twice 4 bytes that
+say at which rates its sender is held to send and to receive (bytes/s; 0: none), 2 bytes of length, and so much for the gate
+(`Gate.knock`, `Gate.answer`). A peer that the gate doesn't let in gets no answer at all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from p2pnode.transport import ANOTHER_PROTOCOL, GATE_BYTES_MAX, NO_ANSWER
 ACCEPTED, REFUSED = b"\x01", b"\x00"
 INSTANCE_BYTES = 16
 NUMBER_BYTES = 8
+RATE_BYTES = 4
+RATE_MAX = 2 ** (8 * RATE_BYTES) - 1  # 4 GB/s, as good as none
 LENGTH_BYTES = 2
 
 
@@ -30,28 +33,31 @@ class BadHello(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who a peer's process is, the number of a dial, and what is said at the gate."""
+    """Who a peer's process is, the number of a dial, what is said at the gate, and the sender's own rates (`pacing.Rates`)."""
 
     instance: bytes
     number: int
     gate: bytes = b""
+    upload: int = 0
+    download: int = 0
 
     def encode(self) -> bytes:
         """As it travels. Raises ValueError when there is too much for the gate: our own mistake."""
         if len(self.gate) > GATE_BYTES_MAX:
             raise ValueError(f"{len(self.gate)} bytes are too many for the gate")
         number, length = self.number.to_bytes(NUMBER_BYTES, "big"), len(self.gate).to_bytes(LENGTH_BYTES, "big")
-        return self.instance + number + length + self.gate
+        rates = b"".join(min(rate, RATE_MAX).to_bytes(RATE_BYTES, "big") for rate in (self.upload, self.download))
+        return self.instance + number + rates + length + self.gate
 
 
 async def read_hello(reader: FrameReader) -> Hello:
     """The hello that comes next. Raises BadHello, or what the stream raises; the deadline is the caller's."""
-    head = await reader.exactly(INSTANCE_BYTES + NUMBER_BYTES + LENGTH_BYTES)
-    size = int.from_bytes(head[-LENGTH_BYTES:], "big")
+    parts = [await reader.exactly(size) for size in (INSTANCE_BYTES, NUMBER_BYTES, RATE_BYTES, RATE_BYTES, LENGTH_BYTES)]
+    number, upload, download, size = (int.from_bytes(part, "big") for part in parts[1:])
     if size > GATE_BYTES_MAX:
         raise BadHello(f"a hello with {size} bytes for the gate, above the cap of {GATE_BYTES_MAX}")
     gate = await reader.exactly(size)
-    return Hello(head[:INSTANCE_BYTES], int.from_bytes(head[INSTANCE_BYTES:-LENGTH_BYTES], "big"), gate)
+    return Hello(parts[0], number, gate, upload, download)
 
 
 def protocols(tag: str) -> tuple[TProtocol, TProtocol]:

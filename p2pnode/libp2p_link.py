@@ -22,14 +22,17 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
 
-from p2pnode.libp2p_patches import FRAME_BYTES
-from p2pnode.transport import HUNG_UP, Traffic, TransportLimits
+from p2pnode.libp2p_pace import Toll, Wire
+from p2pnode.libp2p_patches import FRAME_BYTES, SafeStream
+from p2pnode.transport import HUNG_UP, NO_MORE_BULK, NOTHING_LEFT, Flow, Traffic, TransportLimits
 from protocols.identity import PeerId
 
 LENGTH_BYTES = 4
 READ_BYTES = 256 * 1024  # taken from a stream at once: fewer window updates than with 64 KiB
 FRAME_COST_BYTES = 256  # what a waiting frame costs besides its content (measured: under 150), so that empty ones are bounded too
 PIECE_BYTES = FRAME_BYTES  # 64 KiB would make two Noise messages of each piece, and halve the speed
+
+BULK_RECENT_S = 10.0  # bulk that crossed so lately may go on: a peer answers a want within seconds
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +42,19 @@ class FrameTooLong(Exception):
 
 
 class FrameReader:
-    """Whole frames from a stream that gives pieces. A byte is copied once."""
+    """Whole frames from a stream that gives pieces. A byte is copied once. `toll`: what a piece waits for, if anything."""
 
-    def __init__(self, stream: NetStream) -> None:
+    def __init__(self, stream: NetStream, toll: Toll | None = None) -> None:
         self._stream = stream
+        self._toll = toll
+        self._scope = trio.CancelScope()  # of the frame that is being read
         self._pieces: deque[memoryview] = deque()
         self._size = 0
 
     async def _fill(self) -> None:
-        data = await self._stream.read(READ_BYTES)
+        data = await self._stream.read(READ_BYTES if self._toll is None else await self._toll.read(self._scope))
+        if self._toll is not None:
+            self._toll.taken(len(data))
         if not data:
             raise StreamEOF
         self._pieces.append(memoryview(data))
@@ -72,7 +79,7 @@ class FrameReader:
         """The next frame. Silence may last for ever; a frame, once begun, has `seconds`. Raises FrameTooLong, TooSlowError."""
         if not self._size:
             await self._fill()
-        with trio.fail_after(seconds):
+        with trio.fail_after(seconds) as self._scope:
             size = int.from_bytes(await self.exactly(LENGTH_BYTES), "big")
             if size > cap:
                 raise FrameTooLong(f"a frame of {size} bytes, above the cap of {cap}")
@@ -189,19 +196,23 @@ class Link:
         reader: FrameReader,
         limits: TransportLimits,
         wake_soon: Callable[[Callable[[], None]], None],
+        wire: Wire,
     ) -> None:
         self.peer = peer
         self.address = address
         self.connection = connection
         self.remote_instance = b""  # who the peer's process is, and the last of its dials that counts
         self.remote_number = 0
+        self.dialled = False  # by us
         self.done = trio.Event()
         self.control = Lane(wake_soon)
         self.bulk = Lane(wake_soon)
         self.closing = False  # written by the asyncio side: no more frames
         self._greeting = b""
         self._inboxes = (Inbox(limits.inbox_bytes_max, wake_soon), Inbox(limits.inbox_bytes_max, wake_soon))
-        self._streams = ((control, self.control, reader), (bulk, self.bulk, FrameReader(bulk)))
+        self._wire = wire
+        self._toll = Toll(wire, limits, PIECE_BYTES, READ_BYTES)
+        self._streams = ((control, self.control, reader), (bulk, self.bulk, FrameReader(bulk, self._toll)))
         self._limits = limits
         self._scope = trio.CancelScope()
         self._reason = ""
@@ -221,6 +232,19 @@ class Link:
             bytes_received=sum(inbox.bytes_taken for inbox in self._inboxes),
         )
 
+    def heed(self, upload: int, download: int) -> None:
+        """The peer's rates, as it claims. Before any bulk crosses."""
+        stream = self._streams[1][0].muxed_stream
+        assert isinstance(stream, SafeStream)
+        stream.shrink(*self._toll.heed(upload, download), self._toll.arrived)
+
+    def _obey(self, flow: Flow) -> None:
+        """End when what is under way may not cross any more: bulk of the last seconds has more of it behind it."""
+        if flow is Flow.NOTHING:
+            self.end(NOTHING_LEFT)
+        elif flow is Flow.CONTROL and self._toll.bulk_at > trio.current_time() - BULK_RECENT_S:
+            self.end(NO_MORE_BULK)
+
     def end(self, reason: str) -> None:
         """Close without flushing. The first reason counts."""
         self._reason = self._reason or reason
@@ -237,11 +261,14 @@ class Link:
     async def run(self, greeting: bytes, on_frame: Callable[[Link, bytes, Inbox], None]) -> str:
         """Move frames until the link ends; the reason is returned. `greeting` is written before the first control frame."""
         self._greeting = greeting
-        caps = (self._limits.control_frame_bytes_max, self._limits.bulk_frame_bytes_max)
-        with self._scope:
+        caps = (self._limits.control_frame_bytes_max, self._limits.control_read_s_max), (
+            self._limits.bulk_frame_bytes_max,
+            self._toll.read_s,
+        )
+        with self._scope, self._wire.obeyed(self._obey):
             async with trio.open_nursery() as nursery:
-                for (stream, lane, reader), inbox, cap in zip(self._streams, self._inboxes, caps, strict=True):
-                    nursery.start_soon(self._guard, self._read, reader, inbox, cap, on_frame)
+                for (stream, lane, reader), inbox, (cap, seconds) in zip(self._streams, self._inboxes, caps, strict=True):
+                    nursery.start_soon(self._guard, self._read, reader, inbox, cap, seconds, on_frame)
                     nursery.start_soon(self._guard, self._write, stream, lane)
                 nursery.start_soon(self._watch_ends)
         return self._reason or HUNG_UP
@@ -260,10 +287,12 @@ class Link:
             log.exception("a link failed")
             self.end("internal error")
 
-    async def _read(self, reader: FrameReader, inbox: Inbox, cap: int, on_frame: Callable[[Link, bytes, Inbox], None]) -> None:
+    async def _read(
+        self, reader: FrameReader, inbox: Inbox, cap: int, seconds: float, on_frame: Callable[[Link, bytes, Inbox], None]
+    ) -> None:
         try:
             while True:
-                frame = await reader.frame(cap, self._limits.read_s_max)
+                frame = await reader.frame(cap, seconds)
                 on_frame(self, frame, inbox)
                 await inbox.add(len(frame))
         except StreamEOF:
@@ -286,8 +315,11 @@ class Link:
             await self._write_all(stream, [self._greeting])
         while True:
             frames = lane.take()
-            if frames:
+            if frames and lane is self.bulk:
+                await self._write_bulk(stream, _pieces(frames, self._toll.piece))
+            elif frames:
                 await self._write_all(stream, _pieces(frames))
+            if frames:
                 self._frames_sent += len(frames)
                 self._bytes_sent += sum(map(len, frames))
             elif self._leaving:
@@ -301,14 +333,21 @@ class Link:
             for piece in pieces:
                 await stream.write(piece)
 
+    async def _write_bulk(self, stream: NetStream, pieces: Iterable[bytes]) -> None:
+        with trio.fail_after(self._toll.write_s) as scope:
+            for piece in pieces:
+                await self._toll.write(len(piece), scope)
+                await stream.write(piece)
+                self._toll.written(len(piece))
 
-def _pieces(frames: list[bytes]) -> Iterator[bytes]:
-    """Frames with their lengths, cut to `PIECE_BYTES`. A long frame isn't copied for it, but for its beginning."""
-    head = len(frames[0]).to_bytes(LENGTH_BYTES, "big") + frames[0][: PIECE_BYTES - LENGTH_BYTES]
-    rest = memoryview(frames[0])[PIECE_BYTES - LENGTH_BYTES :]
+
+def _pieces(frames: list[bytes], size: int = PIECE_BYTES) -> Iterator[bytes]:
+    """Frames with their lengths, cut to `size`. A long frame isn't copied for it, but for its beginning."""
+    head = len(frames[0]).to_bytes(LENGTH_BYTES, "big") + frames[0][: size - LENGTH_BYTES]
+    rest = memoryview(frames[0])[size - LENGTH_BYTES :]
     if len(frames) > 1:
         head = b"".join(part for frame in frames for part in (len(frame).to_bytes(LENGTH_BYTES, "big"), frame))
-        head, rest = head[:PIECE_BYTES], memoryview(head)[PIECE_BYTES:]
+        head, rest = head[:size], memoryview(head)[size:]
     yield head
-    for start in range(0, len(rest), PIECE_BYTES):
-        yield rest[start : start + PIECE_BYTES]  # type: ignore[misc]  # any buffer will do
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]  # type: ignore[misc]  # any buffer will do

@@ -8,11 +8,13 @@ never know what a frame says. The trio side is `libp2p_engine.py` (who gets a li
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
@@ -21,9 +23,23 @@ from multiaddr.exceptions import Error as MultiaddrError
 from p2pnode.errors import ConfigError
 from p2pnode.libp2p_books import CannotListen, Event
 from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
+from p2pnode.libp2p_dht import Dht
 from p2pnode.libp2p_engine import Engine
 from p2pnode.libp2p_link import Link
-from p2pnode.transport import Gate, OnEvent, OpenGate, Traffic, Transport, TransportLimits, check_frame, dial_target
+from p2pnode.libp2p_pace import Wire
+from p2pnode.transport import (
+    Flow,
+    Gate,
+    OnEvent,
+    OpenGate,
+    Rates,
+    Ration,
+    Traffic,
+    Transport,
+    TransportLimits,
+    check_frame,
+    dial_target,
+)
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
@@ -34,6 +50,8 @@ WILDCARDS = ("/ip4/0.0.0.0/", "/ip6/::/")
 EXAMPLE = "for example /ip4/0.0.0.0/tcp/4001"
 
 _threads = itertools.count(1)
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +59,7 @@ class Libp2pTransport(Transport):
     """`identity_seed`: the 32 bytes of the Ed25519 key. `listen`: /ip4/…/tcp/… or /ip6/…/tcp/…, port 0 for any free one.
 
     `announce`: addresses to tell others instead of those we listen on (behind NAT, say). `gate`: who may come in; None: all.
+    `via`: public helpers, multiaddrs with /p2p/. `relay`: be a helper for anybody.
     """
 
     def __init__(
@@ -50,16 +69,23 @@ class Libp2pTransport(Transport):
         announce: Sequence[str] = (),
         limits: TransportLimits | None = None,
         gate: Gate | None = None,
+        via: Sequence[str] = (),
+        relay: bool = False,
+        rates: Rates | None = None,
     ) -> None:
         self.peer = Identity(identity_seed).peer
         self._gate = gate or OpenGate()
+        self._rates = rates or Rates()
         self._limits = limits or TransportLimits()
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [_announce_address(text, self.peer) for text in announce]
+        self._via, self._relay = tuple(via), relay
+        self._bound: list[Multiaddr] = []
         self._thread = TrioThread(f"libp2p-{next(_threads)}")
         self._from_trio: Mailbox[Event] = Mailbox(self._wake_asyncio, self._take)
         self._to_trio: Mailbox[Callable[[], None]] = Mailbox(self._thread.post, lambda call: call())
         self._engine: Engine | None = None
+        self._dht: Dht | None = None
         self._seed = identity_seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -75,15 +101,19 @@ class Libp2pTransport(Transport):
         self._on_event = on_event
         await self._thread.start()
         self._engine = await self._thread.call(self._make_engine)
+        if self._via or self._relay:
+            self._dht = Dht(self._engine, self._via, lambda: self.addresses, serves=self._relay)
+            self._engine.companions.append(self._dht)
         bound: asyncio.Future[list[Multiaddr]] = self._loop.create_future()
         self._serving = self._loop.create_task(self._thread.call(self._engine.serve, self._listen, _told(self._loop, bound)))
         await asyncio.wait((bound, self._serving), timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
         if not bound.done():
             await self._give_up()
-        self._addresses = tuple(f"{address}/p2p/{peer_text(self.peer)}" for address in self._dialable(bound.result()))
+        self._bound = bound.result()
+        self._addresses = self._named(self._announce) or self.local_addresses
 
     async def _make_engine(self) -> Engine:
-        return Engine(self._seed, self._limits, self._gate, self._from_trio.post, self._to_trio.post)
+        return Engine(self._seed, self._limits, self._gate, Wire(self._rates), self._from_trio.post, self._to_trio.post)
 
     async def _give_up(self) -> None:
         """The first host didn't come up."""
@@ -94,14 +124,22 @@ class Libp2pTransport(Transport):
             raise ConfigError(_why_not_bound(failure)) from failure
         raise ConfigError("libp2p did not start: run again with LIBP2P_DEBUG=DEBUG to see why") from failure
 
-    def _dialable(self, bound: list[Multiaddr]) -> list[str]:
-        """What others can dial: for 0.0.0.0 and :: the addresses of this machine, or loopback where it has no other."""
-        if self._announce:
-            return self._announce
-        every = [str(address) for one in bound for address in expand_wildcard_address(one)]
+    @property
+    def local_addresses(self) -> tuple[str, ...]:
+        """For 0.0.0.0 and :: the addresses this machine has now, or loopback where it has no other."""
+        every = [str(address) for one in self._bound for address in expand_wildcard_address(one)]
         found = [address for address in every if not address.startswith(WILDCARDS)]
         loopback = [address.replace("/0.0.0.0/", "/127.0.0.1/").replace("/::/", "/::1/") for address in every]
-        return list(dict.fromkeys(found or loopback))
+        return self._named(dict.fromkeys(found or loopback))
+
+    def _named(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        return tuple(f"{address}/p2p/{peer_text(self.peer)}" for address in addresses)
+
+    async def meet(self, rendezvous: bytes) -> tuple[str, ...]:
+        """Announce us with the public helpers, and ask them for others. Raises OSError: none answers, or there are none."""
+        if self._dht is None:
+            raise OSError("there are no helpers")
+        return await self._thread.call(self._dht.meet, rendezvous)
 
     def _wake_asyncio(self, drain: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -176,7 +214,24 @@ class Libp2pTransport(Transport):
             total = total.plus(link.traffic())
         if self._engine is None:
             return total
-        return replace(total, wire_bytes_sent=self._engine.tcp.bytes_sent, wire_bytes_received=self._engine.tcp.bytes_received)
+        tally = self._engine.wire.tally
+        return replace(total, wire_bytes_sent=tally.bytes_sent, wire_bytes_received=tally.bytes_received)
+
+    def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
+        if self._engine is None or self._loop is None:
+            return
+        wire, tell = self._engine.wire, _tell(self._loop, changed)
+        self._to_trio.post(lambda: wire.ration(ration, tell))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[T], object]) -> Callable[[T], None]:
+    """`function` for another thread; it is called in the loop's, unless the loop is closed."""
+
+    def tell(value: T) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function, value)
+
+    return tell
 
 
 def _told(loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[Multiaddr]]) -> Callable[[list[Multiaddr]], object]:
