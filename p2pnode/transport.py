@@ -36,8 +36,6 @@ NOT_LET_IN = "the peer doesn't let us in"
 NO_MORE_BULK = "today's budget is nearly used up: no more models"
 NOTHING_LEFT = "today's budget is used up"
 UNWANTED = "that peer is shut out"
-NO_MORE_BULK = "no more models today: the budget is nearly used up"
-NOTHING_LEFT = "today's budget is used up"
 ANOTHER_PROTOCOL = "the peer doesn't speak p2pnode's protocol, or belongs to another swarm"
 
 GATE_BYTES_MAX = 1024  # what either side says at the gate: four proofs and eight keys need half of it
@@ -156,13 +154,6 @@ class Transport(ABC):
     @abstractmethod
     def total(self) -> Traffic:
         """Over all links since `start`."""
-
-    @abstractmethod
-    def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
-        """Bound what may cross from now on, in place of an earlier ration; `changed` is told of each change, also the first.
-
-        When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on.
-        """
 
     def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
         """Bound what may cross from now on, in place of an earlier ration; `changed` is told of each change.
