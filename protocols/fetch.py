@@ -4,9 +4,12 @@ Owns the book of a single fetch: chunks that are here, asked for, or still wante
 how fast it answers. Decides what to ask next; says nothing itself (`transfer` sends, verifies and blames).
 
 Each source has a window of its own. While it is the only one it may have `window_chunks` in hand; beside others only what it
-delivers in about `window_s`, so that a fast source takes more and a slow one holds up little. When no chunk is left to ask for,
-a source with nothing to do is asked again for half of what the worst straggler still owes (*endgame*): a chunk is asked of two
-sources at most, and of a second only when the first makes us wait longer than `endgame_s`.
+delivers in about `window_s`, so that a fast source takes more and a slow one holds up little. After a broken link it begins with
+as many chunks as the last link held out for: where links are short, whole windows would mostly be asked for in vain, and no peer
+serves us a model more than a few times over.
+
+When no chunk is left to ask for, a source with nothing to do is asked again for half of what the worst straggler still owes
+(*endgame*): a chunk is asked of two sources at most, and of a second only when the first makes us wait longer than `endgame_s`.
 
 Idea: BitTorrent (pipelined requests; endgame mode, here with a measure of who is late); Bitswap's want lists.
 """
@@ -30,19 +33,28 @@ class Source:
 
     heard: float
     asked: set[int] = field(default_factory=set)  # and not here yet
+    late: int = 0  # chunks that it was asked for and another has delivered since; they will come all the same
     asked_ever: int = 0
     pace_s: float | None = None
+    delivered: int = 0  # since its link came up
+    cap: int | None = None  # after a broken link: how many it had delivered until then
 
     def delivers(self, now: float) -> None:
         """A chunk has come."""
+        self.delivered += 1
         took_s = now - self.heard
         self.pace_s = took_s if self.pace_s is None else self.pace_s + PACE_WEIGHT * (took_s - self.pace_s)
         self.heard = now
 
     @property
+    def owes(self) -> int:
+        """Chunks on their way from it."""
+        return len(self.asked) + self.late
+
+    @property
     def debt_s(self) -> float:
-        """How long it will take to deliver what it was asked for, at its pace."""
-        return len(self.asked) * (self.pace_s or 0.0)
+        """How long those will take, at its pace."""
+        return self.owes * (self.pace_s or 0.0)
 
 
 class Fetch:
@@ -80,7 +92,8 @@ class Fetch:
             if not may_return:
                 self.former.pop(peer, None)
             return 0
-        owed, source.asked = source.asked, set()
+        owes, owed = source.owes, source.asked
+        source.asked, source.late = set(), 0
         for index in owed:
             if not any(index in other.asked for other in self.sources.values()):
                 self._states[index] = _WANTED
@@ -88,44 +101,59 @@ class Fetch:
             self.former[peer] = source
             if len(self.former) > self._limits.links_max:
                 del self.former[next(iter(self.former))]
-        return len(owed)
+        return owes
+
+    def broken(self, peer: PeerId) -> None:
+        """The link to `peer` is gone, and all that was under way on it."""
+        source = self.sources[peer]
+        if source.asked:
+            source.cap = max(1, source.delivered)
+        source.delivered = 0
+        self.part(peer, may_return=True)
 
     def used_up(self) -> list[PeerId]:
         """Sources that have been asked for as much as a peer may ask for."""
-        return [peer for peer, one in self.sources.items() if not one.asked and one.asked_ever >= self._quota]
+        return [peer for peer, one in self.sources.items() if not one.owes and one.asked_ever >= self._quota]
 
     def silent(self, now: float) -> list[PeerId]:
         """Sources that were asked and haven't delivered for too long."""
         gap_s = self._limits.chunk_gap_s_max
-        return [peer for peer, one in self.sources.items() if one.asked and now >= one.heard + gap_s]
+        return [peer for peer, one in self.sources.items() if one.owes and now >= one.heard + gap_s]
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
-    def take(self, peer: PeerId, index: int, now: float) -> list[PeerId]:
-        """Chunk `index` is here, from `peer`. Returns who else was asked for it, and will send it too late."""
+    def take(self, peer: PeerId, index: int, now: float) -> None:
+        """Chunk `index` is here, from `peer`; whoever else was asked for it will send it too late."""
         self.sources[peer].delivers(now)
+        self.sources[peer].asked.remove(index)
         self._states[index] = _HERE
         self.here += 1
-        others = []
-        for other, source in self.sources.items():
+        for source in self.sources.values():
             if index in source.asked:
                 source.asked.remove(index)
-                if other != peer:
-                    others.append(other)
-        return others
+                source.late += 1
+
+    def take_late(self, peer: PeerId, now: float) -> bool:
+        """A chunk that isn't waited for any more has come from `peer`. False when none was to come."""
+        source = self.sources.get(peer)
+        if source is None or not source.late:
+            return False
+        source.late -= 1
+        source.delivers(now)
+        return True
 
     def ask(self, peer: PeerId, now: float) -> list[tuple[int, int]]:
         """What to ask `peer` for now, as runs of chunks (first, count); they count as asked."""
         source = self.sources[peer]
         window = self._window(source)
-        if len(source.asked) > window // 2:
+        if source.owes > window // 2:
             return []
-        room = min(window - len(source.asked), self._quota - source.asked_ever)
+        room = min(window - source.owes, self._quota - source.asked_ever)
         runs: list[tuple[int, int]] = []
         while room > 0 and len(runs) < RUNS_MAX and (first := self._states.find(_WANTED)) >= 0:
             runs.append(self._asked(source, first, self._run(first, room), now))
             room -= runs[-1][1]
-        if not source.asked and room > 0:
+        if not source.owes and room > 0:
             due, straggling = self._rescue(source)
             if now >= due:
                 runs = [self._asked(source, first, count, now) for first, count in _runs(straggling[-room:])]
@@ -135,14 +163,16 @@ class Fetch:
     @property
     def deadline(self) -> float:
         """When a source has been silent for too long, makes an idle one take over, or the time is over (seconds)."""
-        times = [one.heard + self._limits.chunk_gap_s_max for one in self.sources.values() if one.asked]
-        times += [self._rescue(one)[0] for one in self.sources.values() if not one.asked]
+        times = [one.heard + self._limits.chunk_gap_s_max for one in self.sources.values() if one.owes]
+        times += [self._rescue(one)[0] for one in self.sources.values() if not one.owes]
         return min([self.until, *times])
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _window(self, source: Source) -> int:
         most = self._limits.window_chunks
+        if source.cap is not None:
+            most = min(most, max(source.cap, source.delivered))
         if len(self.sources) == 1:
             return most
         if source.pace_s is None:
@@ -156,7 +186,7 @@ class Fetch:
         return end - first
 
     def _asked(self, source: Source, first: int, count: int, now: float) -> tuple[int, int]:
-        if not source.asked:
+        if not source.owes:
             source.heard = now
         source.asked.update(range(first, first + count))
         source.asked_ever += count

@@ -212,10 +212,6 @@ class Pulling:
         self._reconcile()
         for digest, candidate in begun.items():
             candidate.sources[:] = sources[digest]
-            if digest not in self._parked and candidate.offer.author not in self._candidates:
-                self._candidates[candidate.offer.author] = candidate
-                if len(self._candidates) > self._limits.offers_max:
-                    self._make_room()
 
     def shut_out(self, author: PeerId, turn: Turn) -> None:
         """Nothing of `author` is merged any more."""

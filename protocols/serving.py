@@ -2,7 +2,8 @@
 
 A node may publish faster than its peers can fetch. If every new model pushed an old one out, a transfer that outlasts a few
 rounds would never end: its reader would be told that the model is gone, begin the next one, and merge nothing for ever. So a
-model that was asked for lately stays, up to a bound; and a peer may ask for the same model a few times over, not for ever.
+model that was asked for lately stays, up to a bound, at which those that nobody asks for go first; and a peer may ask for the same
+model a few times over, not for ever.
 
 Owns the shelf and its quotas. The bytes stay with the driver (`SendBlob`); a blob stays with the driver while it is on the shelf.
 """
@@ -56,7 +57,8 @@ class Shelf:
             self._holdings.keep(digest)
             item = _Item(size, turn.now)
         self._items[digest] = item
-        for old in list(self._items)[: -self._limits.own_models_kept]:
+        older = list(self._items)[: -self._limits.own_models_kept]
+        for old in sorted(older, key=lambda one: self._items[one].wanted):  # whom a reader has left for longest goes first
             idle_s = turn.now - self._items[old].wanted
             if idle_s >= self._limits.serve_idle_s_max or len(self._items) > self._limits.serve_models_max:
                 del self._items[old]

@@ -97,15 +97,15 @@ class Transfers:
         self._ask(fetch, turn)
 
     def came_back(self, peer: PeerId) -> tuple[Digest, ...]:
-        """What is parked or being fetched that `peer` was a source of until its link broke."""
-        return tuple(one.digest for one in (*self._fetches.values(), *self._parked.values()) if peer in one.former)
+        """What is here in part that `peer` was a source of until its link broke."""
+        return tuple(one.digest for one in (*self._fetches.values(), *self._parked.values()) if one.here and peer in one.former)
 
     def pause(self, turn: Turn) -> dict[Digest, tuple[PeerId, ...]]:
         """Ask for nothing more: park everything. Returns who could go on with what."""
         sources = {digest: tuple(fetch.sources) for digest, fetch in self._fetches.items()}
         for fetch in list(self._fetches.values()):
             for peer in sources[fetch.digest]:
-                self._lose(fetch, peer)
+                self._expect(peer, fetch.digest, fetch.part(peer, may_return=True))
             self._park(fetch, turn)
         return sources
 
@@ -123,7 +123,7 @@ class Transfers:
         peer, fetch = link.peer, self._fetches.get(chunk.digest)
         source = None if fetch is None else fetch.sources.get(peer)
         if fetch is None or source is None or chunk.index not in source.asked:
-            self._unasked(peer, chunk.digest)
+            self._unasked(peer, chunk.digest, turn)
             return None
         if len(chunk.data) != chunk_size(fetch.size, chunk.index):
             self._forsake(fetch, peer, turn)
@@ -132,11 +132,12 @@ class Transfers:
             self._forsake(fetch, peer, turn)
             raise RemoteError("chunk that doesn't belong to its digest", PENALTY_BAD_CHUNK)
         link.fetched = turn.now
-        for other in fetch.take(peer, chunk.index, turn.now):
-            self._expect(other, fetch.digest, 1)
+        fetch.take(peer, chunk.index, turn.now)
         turn.add(WriteChunk(fetch.digest, fetch.size, chunk.index * CHUNK_BYTES, chunk.data))
         if fetch.whole:
             del self._fetches[fetch.digest]
+            for other in list(fetch.sources):
+                self._lose(fetch, other)
             return fetch.digest
         self._ask(fetch, turn)
         return None
@@ -151,7 +152,7 @@ class Transfers:
         """The link to `peer` is gone, and whatever was under way on it."""
         for fetch in list(self._fetches.values()):
             if peer in fetch.sources:
-                fetch.part(peer, may_return=True)
+                fetch.broken(peer)
                 self._ask(fetch, turn)
         for key in [key for key in self._expected if key[0] == peer]:
             del self._expected[key]
@@ -209,8 +210,8 @@ class Transfers:
         self._expect(peer, fetch.digest, fetch.part(peer, may_return=False))
 
     def _park(self, fetch: Fetch, turn: Turn) -> None:
-        """Nobody delivers at present. Without a single chunk there is nothing to keep."""
-        if not fetch.here:
+        """Nobody delivers at present. Without a chunk, and without anybody who may come back, there is nothing to wait for."""
+        if not fetch.here and not fetch.former:
             self._give_up(fetch, "no source left for a model", turn)
             return
         self._parked[fetch.digest] = self._fetches.pop(fetch.digest)
@@ -232,11 +233,13 @@ class Transfers:
             if len(self._expected) > self._limits.late_fetches_max:
                 del self._expected[next(iter(self._expected))]
 
-    def _unasked(self, peer: PeerId, digest: Digest) -> None:
+    def _unasked(self, peer: PeerId, digest: Digest, turn: Turn) -> None:
         """A chunk that nobody waits for. Raises RemoteError unless it is merely late."""
-        left = self._expected.pop((peer, digest), 0)
-        if not left:
-            raise RemoteError("chunk that wasn't asked for", PENALTY_UNASKED_CHUNK)
-        self.late += 1
+        fetch, left = self._fetches.get(digest), self._expected.pop((peer, digest), 0)
         if left > 1:
             self._expected[peer, digest] = left - 1
+        if not left and not (fetch is not None and fetch.take_late(peer, turn.now)):
+            raise RemoteError("chunk that wasn't asked for", PENALTY_UNASKED_CHUNK)
+        self.late += 1
+        if fetch is not None:
+            self._ask(fetch, turn)

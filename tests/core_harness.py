@@ -247,7 +247,8 @@ class Swarm:
         self._number = {identity(i).peer: i for i in self.cores}
         self.blobs: dict[int, dict[Digest, bytes]] = {i: {digest_of("initial", self.size): blob("initial", self.size)}
                                                       for i in self.cores}  # fmt: skip
-        self._parts: dict[tuple[int, Digest], bytearray] = {}
+        self._parts: dict[tuple[int, Digest], dict[int, bytes]] = {}
+        self._trees: dict[Digest, Tree] = {}
         for number in self.cores:
             self.at(self.now, number, ev.Tick())
 
@@ -255,13 +256,13 @@ class Swarm:
         """Node `number` is told of `event` at `time`, unless the link of that number is gone by then."""
         heapq.heappush(self._heap, (time, next(self._order), number, event, link))
 
-    def cut(self, one: int, other: int) -> None:
+    def cut(self, one: int, other: int, after: float = 0.0) -> None:
         """The link between the two breaks; both are told."""
         link = self._links.get(frozenset((one, other)))
         if link is not None and link not in self._closing:
             self._closing.add(link)
-            self.at(self.now, one, ev.PeerDown(identity(other).peer, "cut"))
-            self.at(self.now, other, ev.PeerDown(identity(one).peer, "cut"))
+            self.at(self.now + after, one, ev.PeerDown(identity(other).peer, "cut"))
+            self.at(self.now + after, other, ev.PeerDown(identity(one).peer, "cut"))
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
@@ -273,6 +274,7 @@ class Swarm:
             stale = isinstance(event, ev.Tick) and self.now < self.cores[number].deadline
             if number in self.frozen or stale or (link and link not in self._links.values()):
                 continue
+            self.heard(number, event, link)
             core = self.cores[number]
             for effect in core.handle(event, self.now):
                 if self.trace is not None:
@@ -283,6 +285,9 @@ class Swarm:
             if core.deadline < float("inf"):
                 self.at(core.deadline, number, ev.Tick())
         self.now = end
+
+    def heard(self, number: int, event: ev.Event, link: int) -> None:
+        """Node `number` is about to be told of `event`, which came over the link of that number (0: none)."""
 
     def _carry_out(self, number: int, effect: fx.Effect) -> None:
         self.counts[type(effect).__name__] += 1
@@ -295,12 +300,14 @@ class Swarm:
             case fx.Send(peer, data):
                 self._deliver(number, peer, data)
             case fx.SendBlob(peer, digest, first, chunks):
-                for frame in blob_frames(digest, mine[digest], Tree.of(mine[digest]), first, chunks):
+                for frame in blob_frames(digest, mine[digest], self._trees[digest], first, chunks):
                     self._deliver(number, peer, frame)
             case fx.WriteChunk(digest, size, offset, data):
-                part = self._parts.setdefault((number, digest), bytearray(size))
-                part[offset : offset + len(data)] = data
-                mine[digest] = bytes(part)
+                part = self._parts.setdefault((number, digest), {})
+                assert offset not in part, "a chunk is written once"
+                part[offset] = bytes(data)
+                if sum(map(len, part.values())) == size:
+                    mine[digest] = b"".join(part[at] for at in sorted(part))
             case fx.Discard(digest):
                 mine.pop(digest, None)
                 self._parts.pop((number, digest), None)
@@ -318,9 +325,9 @@ class Swarm:
 
     def _new_model(self, number: int, name: object) -> Digest:
         data = random.Random(f"{number} {name}").randbytes(self.size)
-        digest = Tree.of(data).digest
-        self.blobs[number][digest] = data
-        return digest
+        tree = Tree.of(data)
+        self.blobs[number][tree.digest], self._trees[tree.digest] = data, tree
+        return tree.digest
 
     def _dial(self, number: int, peer: PeerId | None, addresses: tuple[str, ...]) -> None:
         other = int(addresses[0].split("/")[2])

@@ -101,6 +101,17 @@ def test_models_that_nobody_asks_for_make_room_at_last_and_the_shelf_is_bounded(
     assert len(bench.core._shelf) == LAPTOP.own_models_kept
 
 
+def test_a_full_shelf_loses_those_that_nobody_asks_for_first() -> None:
+    """As when a reader's link breaks again and again: each time it is back, we have published some more."""
+    bench = Bench(size=BIG, limits=replace(LAPTOP, serve_factor_max=100))
+    bench.tick()
+    bench.befriend(1)
+    bench.round("big", BIG)
+    for number in range(3 * LAPTOP.serve_models_max):
+        bench.round(number, BIG)
+        assert Bench.of(fx.SendBlob, bench.say(1, Want(digest_of("big", BIG), 0, 1), after=1.0))
+
+
 def test_frames_of_a_blob_stop_at_its_end() -> None:
     data = blob("big", BIG)
     frames = list(blob_frames(digest_of("big", BIG), data, Tree.of(data), 4, 100))
