@@ -21,6 +21,7 @@ from typing import Any
 from p2pnode.config import ENV_PREFIX, Config, commented_toml
 from p2pnode.control import ControlError, NotRunning, ask_async
 from p2pnode.errors import ConfigError
+from p2pnode.folder import prepare_folder
 
 START_S_MAX = 60.0  # for a daemon to say its address; importing libp2p takes seconds on a small board
 STOP_S_MAX = 4.0  # for a daemon to save and leave before it is killed; all of it stays under five seconds
@@ -46,11 +47,20 @@ class DemoNode:
     def log(self) -> Path:
         return self.config.data_dir / "daemon.log"
 
-    async def start(self) -> str:
-        """Run the daemon. Returns the address by which others join it. Raises DaemonEnded or, on bad input, ConfigError."""
-        self.config.data_dir.mkdir(parents=True, exist_ok=True)
+    async def start(self, invitation: str = "") -> str:
+        """Run the daemon; it is told the invitation over its stdin. Returns an address of it.
+
+        Raises DaemonEnded or, on bad input, ConfigError.
+        """
+        prepare_folder(self.config.data_dir)
         (self.config.data_dir / "config.toml").write_text(commented_toml(self.config), "utf-8")
-        flags = ["--data-dir", str(self.config.data_dir), "--until-stdin-closes", "--json"]
+        flags = [
+            "--data-dir",
+            str(self.config.data_dir),
+            "--until-stdin-closes",
+            "--json",
+            *(["--join", "-"] if invitation else []),
+        ]
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "p2pnode", "run", *flags),
@@ -61,7 +71,10 @@ class DemoNode:
                 start_new_session=True,
             )
         self.ended = asyncio.create_task(self.process.wait())
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
+        if invitation:
+            self.process.stdin.write(invitation.encode() + b"\n")
         try:
             async with asyncio.timeout(START_S_MAX):
                 line = await self.process.stdout.readline()
@@ -70,7 +83,7 @@ class DemoNode:
         if not line:
             await self.ended
             self.check()
-        return str(json.loads(line)["join"])
+        return str(json.loads(line)["addresses"][0])
 
     async def join(self, address: str) -> None:
         """Tell the daemon of a member. Raises DaemonEnded."""

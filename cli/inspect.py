@@ -17,6 +17,7 @@ import typer
 
 from cli.options import AsJson, ConfigFile, DataDir, data_folder
 from cli.render import UNKNOWN, Screen, count, duration, number, percent, size
+from p2pnode.access import OPEN
 from p2pnode.control import NotRunning, ask
 from p2pnode.errors import ConfigError
 from p2pnode.folder import LOCK_FILE
@@ -29,7 +30,7 @@ PEER_COLUMNS = ("peer", "address", "active", "for", "round trip", "offers", "mer
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
-    for verb in (status, peers, stop, export):
+    for verb in (status, stop, export):  # `peers` is a group: see cli/invite.py
         app.command()(verb)
 
 
@@ -51,7 +52,8 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("node", f"{get('name')} ({get('peer_id')}), process {get('pid')}"),
         ("swarm", f"{get('swarm')}, task {get('task')}"),
         ("state", f"{get('state')}, up {duration(get('uptime_s'))}"),
-        ("join", f"p2pnode run --join {get('join')}"),
+        ("address", str(get("join") or UNKNOWN)),
+        ("access", f"{get('access')}: {'ANYBODY may join' if get('access') == OPEN else 'others join by `p2pnode invite`'}"),
         ("peers", count(get("peers"))),
         ("age", f"{count(get('age'))} local updates seen, {count(get('steps'))} of them here"),
         ("merges", f"{count(get('merges'))}, {count(get('merges_refused'))} refused"),
@@ -79,6 +81,9 @@ def peers(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson =
         screen.show(PEER_COLUMNS, rows)
     else:
         screen.talk("no peers yet; the node keeps trying")
+    if not as_json:
+        for ban in document["banned"]:
+            screen.talk(f"banned: {ban['peer_id']}, by {ban['by']}")
 
 
 def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import bench, demo, doctor, inspect, run, simulate
+from cli import bench, demo, doctor, inspect, invite, run, simulate
+from cli.argv import hide_invitations
 from cli.exit_status import ExitStatus
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, redact
 
 app = typer.Typer(
     name="p2pnode",
@@ -49,19 +50,20 @@ def _options(
     pass
 
 
-for verbs in (demo, run, inspect, doctor, simulate, bench):
+for verbs in (demo, run, invite, inspect, doctor, simulate, bench):
     verbs.register(app)
 
 
 def main() -> NoReturn:
     """Console-script entry. Always ends in `sys.exit` with an `ExitStatus`."""
+    hide_invitations()
     try:
         app(prog_name="p2pnode")  # ends in SystemExit itself, unless a verb raises
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("P2PNODE_DEBUG") == "1":
             traceback.print_exception(error)
         status, sentence = explain(error)
-        print(f"p2pnode: {sentence}", file=sys.stderr)
+        print(f"p2pnode: {redact(sentence)}", file=sys.stderr)
         sys.exit(status)
     sys.exit(ExitStatus.OK)
 

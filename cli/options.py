@@ -31,8 +31,14 @@ TaskName = Annotated[
     str | None, typer.Option("--task", help="digits, fashion-mnist, mnist, or yours: module:function, path.py:function.")
 ]
 Join = Annotated[
-    list[str] | None, typer.Option(metavar="ADDRESS", help="A member's address, as its `p2pnode run` prints it; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="INVITATION",
+        help="An invitation, as a member's `p2pnode run` or `p2pnode invite` prints it, or a member's multiaddr; may be "
+        "repeated. -: one line of stdin, so that nobody sees it in the list of processes.",
+    ),
 ]
+Open = Annotated[bool | None, typer.Option("--open", help="Let anybody in who knows the swarm's name and trains the same model.")]
 ShardIndex = Annotated[int | None, typer.Option(min=0, help="Which part of the data is this node's, from 0.")]
 ShardCount = Annotated[int | None, typer.Option(min=1, help="How many parts the data is cut into; the same for all.")]
 Listen = Annotated[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.argv import joins
 from cli.options import (
     AsJson,
     ConfigFile,
@@ -23,6 +25,7 @@ from cli.options import (
     Join,
     Listen,
     Name,
+    Open,
     Sets,
     ShardCount,
     ShardIndex,
@@ -31,13 +34,15 @@ from cli.options import (
     assignments,
 )
 from cli.render import Screen
-from p2pnode.config import CONFIG_FILE, Config, commented_toml, load
-from p2pnode.errors import ConfigError
+from p2pnode.access import OPEN
+from p2pnode.config import CONFIG_FILE, DEFAULT_SWARM, Config, commented_toml, load
+from p2pnode.errors import ConfigError, redact
+from p2pnode.folder import FILE_MODE
 
 if TYPE_CHECKING:
     from p2pnode.node import Node
 
-START_KEYS = ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "join")
+START_KEYS = ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "access")
 
 
 def register(app: typer.Typer) -> None:
@@ -61,12 +66,14 @@ def init(
     """
     from p2pnode.folder import peer_id, prepare_folder
 
-    config = _config({"data_dir": data_dir, "swarm": swarm, "name": name, "task": task, "join": join}, sets, None, environ={})
+    config = _config(
+        {"data_dir": data_dir, "swarm": swarm, "name": name, "task": task, "join": joins(join)}, sets, None, environ={}
+    )
     path = config.data_dir / CONFIG_FILE
     prepare_folder(config.data_dir)
     peer = peer_id(config.data_dir)
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with open(path, "x", encoding="utf-8", opener=_private) as file:
             file.write(commented_toml(config))
     except FileExistsError:
         raise ConfigError(f"{path} is there already; edit it, or remove it and run init again") from None
@@ -84,6 +91,7 @@ def run(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     join: Join = None,
+    open_: Open = None,
     task: TaskName = None,
     swarm: Swarm = None,
     name: Name = None,
@@ -94,14 +102,23 @@ def run(
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
-    """Run the daemon; it prints one line by which others join it.
+    """Run the daemon; it prints one line by which others join it, good for 7 days.
 
-    Starts with nobody reachable and keeps trying. Ctrl-C, SIGTERM or `p2pnode stop` end it cleanly, its model saved; the next
-    run goes on from there.
+    Who has neither an invitation nor keys of an earlier run founds a swarm. Starts with nobody reachable and keeps trying.
+    Ctrl-C, SIGTERM or `p2pnode stop` end it cleanly, its model saved; the next run goes on from there.
     """
-    flags: dict[str, Any] = {"data_dir": data_dir, "join": join, "task": task, "swarm": swarm, "name": name, "listen": listen}
+    flags: dict[str, Any] = {
+        "data_dir": data_dir,
+        "join": joins(join),
+        "open": open_,
+        "task": task,
+        "swarm": swarm,
+        "name": name,
+        "listen": listen,
+    }
     flags |= {"shard_index": shard_index, "shard_count": shard_count}
     settings = _config(flags, sets, config)
+    os.environ.pop("P2PNODE_JOIN", None)  # the training process needs no invitation
     if until_stdin_closes:
         _stop_when_stdin_closes()
     _log_to_stderr(settings.log_level)
@@ -111,19 +128,38 @@ def run(
 
 
 def _announce(node: Node, screen: Screen) -> None:
-    """The one answer: how others join."""
+    """The one answer: how others join. The only place besides `p2pnode invite` where an invitation is printed."""
     status = node.status()
+    is_open = status["access"] == OPEN
+    join = status["join"] if is_open else node.admission.invite() if node.admission.possible else None
     if screen.as_json:
-        screen.document(
-            {key: status[key] for key in ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "join")}
-        )
+        screen.document({**{key: status[key] for key in START_KEYS}, "join": join})
+    elif is_open:
+        swarm = "" if node.config.swarm == DEFAULT_SWARM else f"--swarm {shlex.quote(node.config.swarm)} "
+        screen.text(f"p2pnode run --open {swarm}--join {join}")
+    elif join is not None:
+        screen.text(f"p2pnode run --join {join}")
     else:
-        screen.text(f"p2pnode run --join {status['join']}")
+        screen.talk("not a member yet; `p2pnode invite` prints how others join once somebody has let this node in")
+
+
+class _Discreet(logging.Formatter):
+    """Log lines without invitations, whatever was logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("p2pnode").setLevel(level.upper())
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read: a config may hold an invitation."""
+    return os.open(path, flags, FILE_MODE)
 
 
 def _config(flags: dict[str, Any], sets: list[str] | None, file: Path | None, **kwargs: Any) -> Config:

@@ -7,9 +7,11 @@ that was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from p2pnode.access import Access, OpenAccess
-from p2pnode.entry import invite, peer_named, where
+from p2pnode.config import Config
+from p2pnode.entry import invitation_document, invite, peer_named, resting, where
 from p2pnode.errors import ConfigError
 from p2pnode.invitation import LIFE_S
 from protocols.events import Allow, Event, Revoke
@@ -71,3 +73,23 @@ class Admission:
                 raise ConfigError("this node isn't let in itself yet; try again when it has met a member")
             case door:
                 return door
+
+    def do(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One of the three as the control API asks for it. Raises ConfigError."""
+        match request:
+            case {"do": "invite", "seconds": int() | float() as seconds}:
+                return invitation_document(self.invite(seconds))
+            case {"do": "invite"}:
+                return invitation_document(self.invite())
+            case {"do": "allow", "peer": str(peer)}:
+                return {"allowed": peer, "join": self.allow(peer)}
+            case {"do": "ban", "peer": str(peer)}:
+                self.ban(peer)
+                return {"banned": peer}
+        raise ConfigError(f"'{request['do']}' lacks its peer")
+
+
+def at_rest(config: Config, request: dict[str, Any]) -> dict[str, Any]:
+    """The same in the folder of a node that doesn't run; its core hears of it at the next start. Raises ConfigError."""
+    with resting(config) as (access, addresses):
+        return {**Admission(access, addresses, lambda event: None).do(request), "at_rest": True}

@@ -17,9 +17,7 @@ from typing import Any
 
 from p2pnode.config import Config
 from p2pnode.control import ControlServer
-from p2pnode.entry import invitation_document
-from p2pnode.errors import ConfigError
-from p2pnode.invitation import LIFE_S
+from p2pnode.errors import ConfigError, redact
 from p2pnode.listening import TransportFactory
 from p2pnode.node import Node
 from p2pnode.task import TaskFunction
@@ -97,19 +95,11 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
             return await _export(node, Path(path))
         case {"do": "join", "address": str(address)}:
             await node.join(address)
-            return {"joining": address}
+            return {"joining": redact(address)}
         case {"do": "probe", "addresses": list(addresses)}:
             return {"trails": await node.walk(addresses)}
-        case {"do": "invite", **how}:
-            seconds = how.get("seconds", LIFE_S)
-            if not isinstance(seconds, int | float) or isinstance(seconds, bool):
-                raise ConfigError("'invite' takes seconds as a number")
-            return invitation_document(node.admission.invite(seconds))
-        case {"do": "allow", "peer": str(peer)}:
-            return {"allowed": peer, "join": node.admission.allow(peer)}
-        case {"do": "ban", "peer": str(peer)}:
-            node.admission.ban(peer)
-            return {"banned": peer}
+        case {"do": "invite" | "allow" | "ban"}:
+            return node.admission.do(request)
         case {"do": "export" | "join" | "probe" | "allow" | "ban" as verb}:
             raise ConfigError(f"'{verb}' lacks its {_NEEDS.get(verb, 'peer')}")
     verbs = "status, peers, stop, export, join, probe, invite, allow, ban"

@@ -15,7 +15,8 @@ from typing import Any
 
 from p2pnode import keyring
 from p2pnode.access import Access, Change, OpenAccess
-from p2pnode.config import DEFAULT_SWARM, Config
+from p2pnode.config import DEFAULT_SWARM, Config, check_join
+from p2pnode.control import NotRunning
 from p2pnode.errors import ConfigError
 from p2pnode.invitation import LIFE_S, LIFE_S_MAX, NAME_BYTES_MAX, Invitation, check_time, decode, encode, is_invitation
 from p2pnode.keyring import Keyring
@@ -52,6 +53,18 @@ def enter(config: Config, store: Store) -> Access | OpenAccess:
     named = {one.peer for one in every} | {peer_from_text(text.rpartition("/p2p/")[2]) for text in plain}
     join = dict.fromkeys([*plain, *(address for one in every for address in one.join)])
     return Access(Identity(store.seed).peer, ring, known, invitation=invitation, named=named, join=tuple(join))
+
+
+def addresses_of(text: str, access: Access | OpenAccess | None) -> tuple[str, ...]:
+    """Where a join string leads, for a node that runs. Raises ConfigError when it is damaged, or leads into another swarm."""
+    if not is_invitation(text):
+        check_join(text)
+        return (text,)
+    invitation = decode(text)
+    if not isinstance(access, Access) or access.ring.swarm_id != invitation.swarm_id:
+        raise ConfigError("this node isn't in the swarm of the invitation; start another one with it: `p2pnode run --data-dir … "
+                          "--join …`")  # fmt: skip
+    return invitation.join
 
 
 def _best(invitations: Sequence[Invitation]) -> Invitation | None:
@@ -141,10 +154,11 @@ def note_addresses(store: Store, addresses: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def at_rest(config: Config) -> Iterator[tuple[Access, tuple[str, ...]]]:
-    """The access of a node that isn't running, and where it listened last. Raises ConfigError when there is none."""
-    if not (config.data_dir / keyring.FILE).exists():
-        raise ConfigError(f"{config.data_dir} belongs to no swarm yet; start the node once with `p2pnode run`")
+def resting(config: Config) -> Iterator[tuple[Access, tuple[str, ...]]]:
+    """The access of a node that isn't running, and where it listened last. Raises NotRunning when there is none."""
+    if config.open or not (config.data_dir / keyring.FILE).exists():
+        raise NotRunning(f"no daemon runs in {config.data_dir}, and none has founded or joined a swarm there; start one with "
+                         "`p2pnode run`")  # fmt: skip
     store = Store(config.data_dir)
     try:
         ring = keyring.load(config.data_dir)

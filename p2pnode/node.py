@@ -22,8 +22,9 @@ from typing import Any, Self
 
 from p2pnode.access import Access, Ban, OpenAccess
 from p2pnode.admission import Admission
-from p2pnode.config import Config, check_join
+from p2pnode.config import Config
 from p2pnode.discovery import Given
+from p2pnode.entry import addresses_of
 from p2pnode.errors import ConfigError
 from p2pnode.listening import TransportFactory
 from p2pnode.parts import Factories, Hooks, Parts, assemble
@@ -302,10 +303,14 @@ class Node:
         return self._parts.transport.addresses if self._parts else ()
 
     async def join(self, address: str) -> None:
-        """Try a member's address, now and whenever peers are missing. Raises ConfigError when it names no peer."""
-        check_join(address)
-        self._given.add(address)
-        self._found((address,))
+        """Try a member's address, now and whenever peers are missing; an invitation into this node's swarm will do.
+
+        Raises ConfigError when it names no peer.
+        """
+        addresses = addresses_of(address, self._parts.access if self._parts else None)
+        for one in addresses:
+            self._given.add(one)
+        self._found(addresses)
 
     @property
     def admission(self) -> Admission:

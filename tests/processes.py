@@ -28,7 +28,13 @@ def environment(**more: str) -> dict[str, str]:
 def p2pnode(*args: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
-        [*P2PNODE, *map(str, args)], cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=COMMAND_S_MAX
+        [*P2PNODE, *map(str, args)],
+        cwd=cwd,
+        env=environment(**env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
     )
 
 

@@ -21,9 +21,13 @@ from cli.exit_status import ExitStatus
 from p2pnode.config import load
 from p2pnode.control import ControlError, NotRunning
 from p2pnode.errors import ConfigError
+from p2pnode.invitation import Invitation, decode, encode
+from protocols.identity import peer_from_text
 from tests.processes import P2PNODE, ROOT, alive, descendants, environment, p2pnode, running, wait_for
 
 LOOPBACK = ("--listen", "/ip4/127.0.0.1/tcp/0")
+SOMEBODY = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
+EXPIRED = encode(Invitation("x", b"swarm-id", peer_from_text(SOMEBODY), (), 1_600_000_000, b"id#1", b"sixteen secrets!"))
 START_S_MAX = 60.0  # for a daemon to take part; it imports torch
 STOP_S_MAX = 5.0
 
@@ -50,7 +54,9 @@ def test_exit_statuses_are_documented() -> None:
 def test_every_verb_and_flag_is_documented() -> None:
     page = (ROOT / "docs/cli.md").read_text("utf-8")
     group = typer.main.get_command(main.app)
-    for name, verb in group.commands.items():  # type: ignore[attr-defined]
+    verbs = dict(group.commands)  # type: ignore[attr-defined]
+    verbs |= {f"{name} {sub}": verb for name, above in verbs.items() for sub, verb in getattr(above, "commands", {}).items()}
+    for name, verb in verbs.items():
         assert re.search(rf"^### .*\b{name}\b", page, flags=re.MULTILINE), f"docs/cli.md has no section on `{name}`"
         for parameter in verb.params:
             for flag in parameter.opts if not getattr(parameter, "hidden", False) else ():
@@ -126,6 +132,11 @@ def test_wrong_flag() -> None:
         (["--set", "local_steps=many"], ["local_steps", "many"]),
         (["--set", "local_steps"], ["local_steps=VALUE"]),
         (["--join", "/ip4/127.0.0.1/tcp/4001"], ["names no peer", "paste"]),
+        (["--join", f"/ip4/127.0.0.1/tcp/4001/p2p/{SOMEBODY}"], ["p2pnode invite", "--open"]),
+        (["--join", EXPIRED], ["the invitation expired on 2020-09-13", "p2pnode invite"]),
+        (["--join", EXPIRED[:-1]], ["damaged", "paste it again"]),
+        (["--join", EXPIRED, "--open"], ["leave --open out"]),
+        (["--join", "-"], ["nothing on stdin"]),
         (["--task", "there_is_no.py:make_task"], ["there_is_no.py", "no file"]),
         (["--task", "digit"], ["digits"]),
         (["--set", "merge=Mean"], ["Mean", "FedAvg"]),
@@ -209,7 +220,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 
 
 def test_run_says_how_to_join(daemon: dict[str, Any]) -> None:
-    assert re.fullmatch(rf"/ip4/127\.0\.0\.1/tcp/\d+/p2p/{daemon['peer_id']}", daemon["join"])
+    assert re.fullmatch(rf"/ip4/127\.0\.0\.1/tcp/\d+/p2p/{daemon['peer_id']}", daemon["addresses"][0])
+    assert decode(daemon["join"]).join == tuple(daemon["addresses"])
     assert (Path(daemon["data_dir"]) / "control.sock").stat().st_mode & 0o777 == 0o600
 
 
@@ -221,7 +233,11 @@ def test_status(daemon: dict[str, Any]) -> None:
     assert (document["name"], document["state"]) == ("alice", "running")
     text = p2pnode("status", "--data-dir", daemon["data_dir"]).stdout
     assert "alice" in text
-    assert daemon["join"] in text
+    assert daemon["addresses"][0] in text
+    assert document["join"] == daemon["addresses"][0]
+    assert document["access"] == "invited"
+    assert "p2pnode invite" in text
+    assert "p2pnode1" not in text + done.stdout, "only `run` and `invite` print an invitation"
 
 
 def test_a_second_daemon_in_the_same_folder(daemon: dict[str, Any]) -> None:

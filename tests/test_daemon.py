@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from p2pnode.control import SOCKET_FILE, ControlError, NotRunning, ask
+from p2pnode.invitation import decode
 from p2pnode.store import STATE_FILE
+from protocols.identity import Identity, peer_text
 
 ROOT = Path(__file__).parent.parent
 TASK = f"{ROOT / 'tests' / 'small_task.py'}:make_task"
@@ -29,7 +31,10 @@ from p2pnode import Config, ConfigError
 from p2pnode.daemon import run_daemon
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 try:
-    asyncio.run(run_daemon(Config(**json.loads(sys.argv[1])), lambda node: print(node.status()["join"], flush=True)))
+    def ready(node):
+        invitation = node.admission.invite() if node.admission.possible else None
+        print(json.dumps({"address": node.status()["join"], "invitation": invitation}), flush=True)
+    asyncio.run(run_daemon(Config(**json.loads(sys.argv[1])), ready))
 except ConfigError as error:
     sys.exit(f"p2pnode: {error}")
 """
@@ -52,10 +57,13 @@ class Daemon:
         self.began = time.monotonic()
 
     def wait_ready(self) -> str:
+        """An invitation, or an address when the swarm is open."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         assert line, self.log.read_text()
-        return line
+        document = json.loads(line)
+        self.address: str = document["address"]
+        return str(document["invitation"] or document["address"])
 
     def status(self) -> dict[str, Any]:
         return ask(self.folder, {"do": "status"})
@@ -113,7 +121,7 @@ def stored_sequence(folder: Path) -> int:
 
 def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Callable[..., Daemon]) -> None:
     first = daemon("a")
-    address = first.wait_ready()
+    first.wait_ready()
     first.until(lambda s: s["sequence"] >= 5)
     trainer = first.status()["trainer"]["pid"]
     assert first.end() < STOP_S
@@ -126,7 +134,8 @@ def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Call
     with pytest.raises(NotRunning):
         first.status()
     second = daemon("a")
-    assert second.wait_ready() == address, "the address that somebody wrote down still holds"
+    second.wait_ready()
+    assert second.address == first.address, "the address that somebody wrote down still holds"
     after = second.status()
     assert after["sequence"] >= stopped
     assert after["age"] >= after["steps"] >= 5 * 20
@@ -188,10 +197,10 @@ def test_three_daemons_meet_through_one_address_and_learn(daemon: Callable[..., 
 
 
 def test_strangers_refuse_each_other_on_both_sides_and_keep_running(daemon: Callable[..., Daemon]) -> None:
-    a = daemon("a")
+    a = daemon("a", open=True)
     address = a.wait_ready()
-    b = daemon("b", swarm="other", join=[address])
-    c = daemon("c", task=TASK.replace("make_task", "make_wide_task"), join=[address])
+    b = daemon("b", swarm="other", join=[address], open=True)
+    c = daemon("c", task=TASK.replace("make_task", "make_wide_task"), join=[address], open=True)
     ids = {}
     for one in (a, b, c):
         if one is not a:
@@ -223,7 +232,8 @@ def test_it_starts_with_nobody_reachable_and_finds_who_comes_later(daemon: Calla
     b.wait_ready()
     b.until(lambda s: s["age"] > 0)
     again = daemon("a")
-    assert again.wait_ready() == address
+    again.wait_ready()
+    assert again.address == a.address
     b.until(lambda s: s["peers"] == 1, 90)
 
 
@@ -266,16 +276,33 @@ def test_two_daemons_never_share_a_folder_and_the_first_goes_on(daemon: Callable
 
 def test_the_control_api(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     one = daemon("a")
-    address = one.wait_ready()
-    assert ask(one.folder, {"do": "peers"}) == {"peers": []}
+    invitation = one.wait_ready()
+    address = one.address
+    assert ask(one.folder, {"do": "peers"}) == {"peers": [], "allowed": [], "banned": []}
     out = tmp_path / "out.safetensors"
     assert ask(one.folder, {"do": "export", "path": str(out)}) == {"path": str(out), "bytes": out.stat().st_size}
     assert ask(one.folder, {"do": "join", "address": address}) == {"joining": address}
+    assert ask(one.folder, {"do": "join", "address": invitation}) == {"joining": "p2pnode1…"}
+    made = ask(one.folder, {"do": "invite", "seconds": 60})
+    assert made["swarm"] == "test"
+    assert 0 < made["expires"] - time.time() <= 60
+    assert decode(made["invitation"]).join == (address,)
+    peer = peer_text(Identity(b"s" * 32).peer)
+    where = decode(ask(one.folder, {"do": "allow", "peer": peer})["join"])
+    assert (where.join, where.secret) == ((address,), b"")
+    assert ask(one.folder, {"do": "ban", "peer": peer}) == {"banned": peer}
+    status = one.status()
+    assert (status["access"], status["allowed"]) == ("invited", [])
+    assert status["banned"] == [{"peer_id": peer, "by": status["peer_id"]}]
     for request, sentence in (
+        ({"do": "invite", "seconds": 0}, "lasts from a second to 366 days"),
+        ({"do": "allow"}, "'allow' lacks its peer"),
+        ({"do": "ban", "peer": "somebody"}, "that is no peer id"),
+        ({"do": "ban", "peer": status["peer_id"]}, "that is this node itself"),
         ({"do": "export", "path": "here"}, "give the whole path"),
         ({"do": "export"}, "lacks its path"),
         ({"do": "join", "address": "/ip4/1.2.3.4/tcp/1"}, "names no peer"),
-        ({"do": "dance"}, "one of status, peers, stop, export, join"),
+        ({"do": "dance"}, "one of status, peers, stop, export, join, probe, invite, allow, ban"),
     ):
         with pytest.raises(ControlError, match=sentence):
             ask(one.folder, request)
