@@ -51,7 +51,7 @@ async def start_transport(
 async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Transport:
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
-    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate)
+    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate, via=config.via)
     await transport.start(on_event)
     return transport
 
