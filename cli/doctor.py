@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.argv import joins
 from cli.exit_status import ExitStatus
 from cli.options import AsJson, ConfigFile, DataDir
 from cli.render import Screen
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     addresses: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADDRESS|INVITATION]...", help="Whom to walk to; else whom the config joins."),
+        typer.Argument(metavar="[ADDRESS|INVITATION]...", help="Whom to walk to; else whom the config joins. -: stdin."),
     ] = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
@@ -50,7 +51,7 @@ def doctor(
 
     settings = _settings(data_dir, config)
     folder = settings.data_dir if isinstance(settings, Config) else data_dir or default_data_dir()
-    findings = asyncio.run(examine(folder, settings, tuple(addresses or ())))
+    findings = asyncio.run(examine(folder, settings, tuple(joins(addresses))))
     answer, screen = document(findings), Screen(as_json)
     if as_json:
         screen.document(answer)

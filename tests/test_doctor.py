@@ -1,8 +1,4 @@
-"""The doctor against set-ups that are broken for real: each is named for what it is, and a healthy one is left in peace.
-
-Peers here are real libp2p transports that say what a node of another swarm, schema or version would; servers of other kinds are
-real too. What needs another network, or none, runs in a network namespace of its own. Nothing leaves this machine.
-"""
+"""The doctor against set-ups that are broken for real: each is named for what it is."""
 
 from __future__ import annotations
 
@@ -25,7 +21,6 @@ import pytest
 
 from p2pnode import keyring
 from p2pnode.access import Access, Known
-from p2pnode.config import Config
 from p2pnode.doctor.examination import examine
 from p2pnode.doctor.finding import Finding, Level, document
 from p2pnode.doctor.listening import check_reach
@@ -40,52 +35,8 @@ from protocols.limits import LAPTOP
 from protocols.messages import Bye, Goodbye, Hello
 from protocols.wire import VERSION, decode
 from protocols.wire import encode as encode_message
+from tests.doctor_harness import NOBODY, OTHER_SEED, SCHEMA, SEED, SWARM, US, config_of, folder_of, hello, named, says
 from tests.processes import P2PNODE, ROOT, environment, p2pnode
-
-SWARM = "garden"
-SEED, OTHER_SEED = b"\x01" * 32, b"\x02" * 32
-SCHEMA = b"s" * 16
-US = Identity(SEED).peer
-NOBODY = peer_text(Identity(b"\x09" * 32).peer)
-TASK = f"{ROOT / 'tests' / 'small_task.py'}:make_task"
-QUIET = ("--listen", "/ip4/127.0.0.1/tcp/0", "--set", "mdns=false")
-
-
-def hello(swarm: str = SWARM, schema: bytes = SCHEMA) -> bytes:
-    return encode_message(Hello(swarm_digest(swarm), schema, ()))
-
-
-def folder_of(tmp_path: Path, schema: bytes = SCHEMA) -> Path:
-    """A data folder as a stopped node leaves it: key, and a model of this schema."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    folder = tmp_path / "node"
-    folder.mkdir(mode=0o700)
-    (folder / "identity.key").write_bytes(SEED)
-    (folder / "identity.key").chmod(0o600)
-    save_file({"w": np.zeros(1, np.float32)}, folder / "model.safetensors", {"schema": schema.hex()})
-    return folder
-
-
-def config_of(folder: Path, **more: Any) -> Config:
-    return Config(**{"data_dir": folder, "swarm": SWARM, "listen": ("/ip4/127.0.0.1/tcp/0",), "mdns": False, **more})
-
-
-def named(findings: list[Finding], id: str, about: str | None = None) -> Finding:
-    """The one finding of this check, about this address or file."""
-    found = [one for one in findings if one.id == id and about in (None, one.about)]
-    assert len(found) == 1, f"{len(found)} findings {id!r} about {about}: {findings}"
-    return found[0]
-
-
-def says(finding: Finding, level: Level, *words: str) -> None:
-    assert finding.level is level, finding
-    for word in words:
-        assert word in finding.text, finding
-    assert finding.next or level in (Level.OK, Level.UNKNOWN), f"what to do is missing: {finding}"
-    assert "\n" not in finding.text + finding.next
-
 
 # --- this machine -------------------------------------------------------------------------------------------------------
 
