@@ -20,6 +20,7 @@ from p2pnode.transport import (
     ALREADY_CONNECTED,
     ALREADY_DIALLING,
     ANOTHER_PROTOCOL,
+    GATE_BYTES_MAX,
     HUNG_UP,
     NO_ANSWER,
     NO_MORE_BULK,
@@ -194,10 +195,12 @@ class MemoryTransport(Transport):
             return UNWANTED
         if self._gate.tag != remote._gate.tag:
             return ANOTHER_PROTOCOL
-        answer = None
-        if remote._gate.welcome(self.peer):
-            answer = remote._gate.answer(self.peer, self._gate.knock(remote.peer))
-        return NOT_LET_IN if answer is None else self._gate.trusts(remote.peer, answer)
+        knock, answer = self._gate.knock(remote.peer), None
+        if len(knock) <= GATE_BYTES_MAX and remote._gate.welcome(self.peer):
+            answer = remote._gate.answer(self.peer, knock)
+        if answer is None or len(answer) > GATE_BYTES_MAX:
+            return NOT_LET_IN
+        return self._gate.trusts(remote.peer, answer)
 
     def _link(self, remote: MemoryTransport) -> None:
         ours, theirs = _End(self, True), _End(remote, False)
