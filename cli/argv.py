@@ -27,7 +27,7 @@ def hide_invitations() -> None:
     if not any(redact(argument) != argument for argument in sys.argv):
         return
     for index, argument in enumerate(sys.argv):
-        taken = argument.startswith(("--join=", "join=")) or sys.argv[index - 1] == "--join"
+        taken = argument.startswith(("--join=", "join=")) or sys.argv[index - 1] == "--join" or sys.argv[1:2] == ["doctor"]
         if index and not taken:
             sys.argv[index] = redact(argument)  # or the complaint about a wrong argument would quote it
     if sys.platform.startswith("linux"):
