@@ -16,7 +16,7 @@ from libp2p.peer.id import ID
 from p2pnode.libp2p_host import circuit_of
 from p2pnode.libp2p_link import Inbox, Link
 from p2pnode.libp2p_patches import SafeHost
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 
 Through = Callable[[SafeHost, str, ID], Awaitable[SwarmConn]]  # dials an address with /p2p-circuit
 
@@ -47,7 +47,7 @@ class CannotListen(Exception):
 class Event:
     """What goes to the asyncio side: an event, the link it belongs to, and for a frame the inbox that counts it."""
 
-    event: PeerUp | PeerDown | DialFailed | Frame
+    event: PeerUp | PeerDown | DialFailed | Frame | Reachable
     link: Link | None = None
     inbox: Inbox | None = None
 

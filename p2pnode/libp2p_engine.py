@@ -39,7 +39,7 @@ from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, REFUSED, Hello, ex
 from p2pnode.libp2p_host import Companion, Notifee, connect, disconnect, make_host, open_stream, running
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
 from p2pnode.libp2p_pace import Wire
-from p2pnode.libp2p_patches import SafeHost, SafeTCP
+from p2pnode.libp2p_patches import SafeHost, SafeTCP, SafeYamux
 from p2pnode.transport import (
     ALREADY_CONNECTED,
     ALREADY_DIALLING,
@@ -378,6 +378,9 @@ class Engine(Notifee):
     def hold(self, connection: SwarmConn) -> Iterator[None]:
         """Keep `connection`, though it has no link, as long as the block runs."""
         self._held[connection] = self._held.get(connection, 0) + 1
+        muxed = connection.muxed_conn
+        assert isinstance(muxed, SafeYamux)
+        self.tcp.door.keep(muxed.get_remote_address(), linked=False)
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -23,10 +24,14 @@ from multiaddr.exceptions import Error as MultiaddrError
 from p2pnode.errors import ConfigError
 from p2pnode.libp2p_books import CannotListen, Event
 from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
+from p2pnode.libp2p_circuit import Circuits
 from p2pnode.libp2p_dht import Dht
 from p2pnode.libp2p_engine import Engine
 from p2pnode.libp2p_link import Link
+from p2pnode.libp2p_nat import Nat
 from p2pnode.libp2p_pace import Wire
+from p2pnode.libp2p_punch import Punch
+from p2pnode.libp2p_relay import Relay
 from p2pnode.transport import (
     Flow,
     Gate,
@@ -40,10 +45,11 @@ from p2pnode.transport import (
     check_frame,
     dial_target,
 )
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
 START_S_MAX = 10.0  # from the thread's start to a bound listener; milliseconds on an idle machine
+VIA_S_MAX = 3.0  # for a first place at a relay, so that the address we print at the start is of use
 STOP_S_MAX = 4.5  # flush (2 s), close connections and host (1 s each), end the thread
 
 WILDCARDS = ("/ip4/0.0.0.0/", "/ip6/::/")
@@ -79,13 +85,16 @@ class Libp2pTransport(Transport):
         self._limits = limits or TransportLimits()
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [_announce_address(text, self.peer) for text in announce]
-        self._via, self._relay = tuple(via), relay
+        self._via, self._serves = tuple(via), relay
         self._bound: list[Multiaddr] = []
         self._thread = TrioThread(f"libp2p-{next(_threads)}")
         self._from_trio: Mailbox[Event] = Mailbox(self._wake_asyncio, self._take)
         self._to_trio: Mailbox[Callable[[], None]] = Mailbox(self._thread.post, lambda call: call())
         self._engine: Engine | None = None
         self._dht: Dht | None = None
+        self._nat: Nat | None = None
+        self._punch: Punch | None = None
+        self._relay: Relay | None = None
         self._seed = identity_seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -101,19 +110,45 @@ class Libp2pTransport(Transport):
         self._on_event = on_event
         await self._thread.start()
         self._engine = await self._thread.call(self._make_engine)
-        if self._via or self._relay:
-            self._dht = Dht(self._engine, self._via, lambda: self.addresses, serves=self._relay)
-            self._engine.companions.append(self._dht)
+        self._accompany(self._engine)
         bound: asyncio.Future[list[Multiaddr]] = self._loop.create_future()
-        self._serving = self._loop.create_task(self._thread.call(self._engine.serve, self._listen, _told(self._loop, bound)))
+
+        def settle(addresses: list[Multiaddr]) -> None:
+            if not bound.done():
+                bound.set_result(addresses)
+
+        told = _tell(self._loop, settle)
+        serving = self._thread.call(self._engine.serve, self._listen, lambda addresses: self._listening(addresses, told))
+        self._serving = self._loop.create_task(serving)
         await asyncio.wait((bound, self._serving), timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
         if not bound.done():
             await self._give_up()
-        self._bound = bound.result()
-        self._addresses = self._named(self._announce) or self.local_addresses
+        self._addresses = self._named(self._direct())
+        if self._via and self._nat is not None:
+            with contextlib.suppress(TimeoutError, BridgeClosed):
+                await asyncio.wait_for(self._thread.call(self._nat.settled.wait), VIA_S_MAX)
 
     async def _make_engine(self) -> Engine:
         return Engine(self._seed, self._limits, self._gate, Wire(self._rates), self._from_trio.post, self._to_trio.post)
+
+    def _listening(self, bound: list[Multiaddr], told: Callable[[list[Multiaddr]], None]) -> None:
+        """A host listens (trio side)."""
+        self._bound = bound
+        told(bound)
+
+    def _accompany(self, engine: Engine) -> None:
+        """What lives beside the links."""
+        circuits = Circuits(engine)
+        engine.through = circuits.through
+        self._nat = Nat(engine, circuits, self._direct, self._via, self._serves, random.Random())
+        self._punch = Punch(engine, circuits)
+        engine.companions += [circuits, self._nat, self._punch]
+        if self._via or self._serves:
+            self._dht = Dht(engine, self._via, lambda: self.addresses, serves=self._serves)
+            engine.companions.append(self._dht)
+        if self._serves:
+            self._relay = Relay(engine, lambda: self.addresses)
+            engine.companions.append(self._relay)
 
     async def _give_up(self) -> None:
         """The first host didn't come up."""
@@ -126,11 +161,19 @@ class Libp2pTransport(Transport):
 
     @property
     def local_addresses(self) -> tuple[str, ...]:
+        """Where this machine can be dialled from the network it is in."""
+        return self._named(self._local())
+
+    def _direct(self) -> tuple[str, ...]:
+        """Where we are, as far as we know without asking anybody."""
+        return tuple(self._announce) or self._local()
+
+    def _local(self) -> tuple[str, ...]:
         """For 0.0.0.0 and :: the addresses this machine has now, or loopback where it has no other."""
         every = [str(address) for one in self._bound for address in expand_wildcard_address(one)]
         found = [address for address in every if not address.startswith(WILDCARDS)]
         loopback = [address.replace("/0.0.0.0/", "/127.0.0.1/").replace("/::/", "/::1/") for address in every]
-        return self._named(dict.fromkeys(found or loopback))
+        return tuple(dict.fromkeys(found or loopback))
 
     def _named(self, addresses: Iterable[str]) -> tuple[str, ...]:
         return tuple(f"{address}/p2p/{peer_text(self.peer)}" for address in addresses)
@@ -151,6 +194,8 @@ class Libp2pTransport(Transport):
             case PeerUp(peer):
                 assert item.link is not None
                 self._links[peer] = item.link
+            case Reachable(addresses) if self._on_event is not None:
+                self._addresses = addresses
             case PeerDown(peer):
                 self._past = self._past.plus(self._links.pop(peer).traffic())
         if self._on_event is not None:
@@ -204,6 +249,12 @@ class Libp2pTransport(Transport):
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
 
+    def nat_status(self) -> dict[str, object]:
+        if self._nat is None or self._punch is None:
+            return {}
+        upgrades = {"direct_upgrades": self._punch.made, "direct_upgrades_failed": self._punch.failed}
+        return self._nat.status | upgrades | {"serves": None if self._relay is None else self._relay.status()}
+
     def traffic(self) -> dict[PeerId, Traffic]:
         return {peer: link.traffic() for peer, link in self._links.items()}
 
@@ -232,16 +283,6 @@ def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[T], object]) -> C
             loop.call_soon_threadsafe(function, value)
 
     return tell
-
-
-def _told(loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[Multiaddr]]) -> Callable[[list[Multiaddr]], object]:
-    """A function for the trio thread that gives `answer` its result."""
-
-    def settle(bound: list[Multiaddr]) -> None:
-        if not answer.done():
-            answer.set_result(bound)
-
-    return lambda bound: loop.call_soon_threadsafe(settle, bound)
 
 
 def _listen_address(text: str) -> Multiaddr:

@@ -21,10 +21,10 @@ from p2pnode.pacing import Flow as Flow
 from p2pnode.pacing import Rates as Rates
 from p2pnode.pacing import Ration as Ration
 from p2pnode.transport_limits import TransportLimits as TransportLimits
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import PeerId, peer_from_text
 
-OnEvent = Callable[[PeerUp | PeerDown | DialFailed | Frame], None]
+OnEvent = Callable[[PeerUp | PeerDown | DialFailed | Frame | Reachable], None]
 
 ALREADY_CONNECTED = "already connected"
 ALREADY_DIALLING = "already dialling"
@@ -149,6 +149,10 @@ class Transport(ABC):
     @abstractmethod
     def traffic(self) -> dict[PeerId, Traffic]:
         """Per connected peer, since its link came up."""
+
+    def nat_status(self) -> dict[str, object]:
+        """From where we can be reached, and through whom, as JSON types; empty when this transport can't know."""
+        return {}
 
     @property
     @abstractmethod
