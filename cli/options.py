@@ -39,6 +39,15 @@ Join = Annotated[
     ),
 ]
 Open = Annotated[bool | None, typer.Option("--open", help="Let anybody in who knows the swarm's name and trains the same model.")]
+Relay = Annotated[
+    bool | None, typer.Option("--relay", help="Be a public helper through which others meet: relay, directory, dial-backs.")
+]
+Via = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MULTIADDR", help="A public helper (a node with --relay) that makes us reachable behind a router; may be repeated."
+    ),
+]
 ShardIndex = Annotated[int | None, typer.Option(min=0, help="Which part of the data is this node's, from 0.")]
 ShardCount = Annotated[int | None, typer.Option(min=1, help="How many parts the data is cut into; the same for all.")]
 Listen = Annotated[

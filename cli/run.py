@@ -26,11 +26,13 @@ from cli.options import (
     Listen,
     Name,
     Open,
+    Relay,
     Sets,
     ShardCount,
     ShardIndex,
     Swarm,
     TaskName,
+    Via,
     assignments,
 )
 from cli.render import Screen
@@ -96,6 +98,8 @@ def run(
     swarm: Swarm = None,
     name: Name = None,
     listen: Listen = None,
+    via: Via = None,
+    relay: Relay = None,
     shard_index: ShardIndex = None,
     shard_count: ShardCount = None,
     sets: Sets = None,
@@ -115,6 +119,8 @@ def run(
         "swarm": swarm,
         "name": name,
         "listen": listen,
+        "via": via,
+        "relay": relay,
     }
     flags |= {"shard_index": shard_index, "shard_count": shard_count}
     settings = _config(flags, sets, config)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
 from p2pnode.store import Store
-from p2pnode.transport import Gate, OnEvent, Transport
+from p2pnode.transport import CIRCUIT, Gate, OnEvent, Transport
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ async def start_transport(
 async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Transport:
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
-    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate, via=config.via)
+    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate, via=config.via, relay=config.relay)
     await transport.start(on_event)
     return transport
 
 
 def _note_port(store: Store, transport: Transport) -> None:
-    found = _PORT.search(next(iter(transport.addresses), ""))
+    found = _PORT.search(next((address for address in transport.addresses if CIRCUIT not in address), ""))
     if found is not None and found[1] != store.note(_NOTE):
         with contextlib.suppress(sqlite3.Error):
             store.put_note(_NOTE, found[1])
