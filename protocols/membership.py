@@ -73,12 +73,11 @@ class Membership:
             contact = contact_of(address)
             if contact is None or contact.peer == self._me:
                 continue
-            known = self._seeds.get(contact.peer)
-            if known is not None:
-                older = tuple(a for a in known.addresses if a != address)
-                self._seeds[contact.peer] = Contact(contact.peer, (address, *older)[: self._limits.addresses_max])
-            elif len(self._seeds) < self._limits.contacts_known_max:
-                self._seeds[contact.peer] = contact
+            if (known := self._seeds.pop(contact.peer, None)) is not None:
+                contact = self._merged(contact, known)
+            elif len(self._seeds) >= self._limits.contacts_known_max:
+                del self._seeds[next(iter(self._seeds))]  # named longest ago; discovery names again those that it still finds
+            self._seeds[contact.peer] = contact
 
     def moved(self, addresses: tuple[str, ...], turn: Turn) -> None:
         """We are dialled elsewhere now: active peers learn it with a shuffle, others from them."""
@@ -354,7 +353,16 @@ class Membership:
     def _contact(self, target: PeerId) -> Contact:
         if self._fixed is not None:
             return self._fixed[target]
-        return self.passive.get(target) or self._seeds[target]
+        told, named = self.passive.get(target), self._seeds.get(target)
+        if told is None or named is None:
+            found = told or named
+            assert found is not None, "only those we know are wanted"
+            return found
+        return self._merged(named, told) if self.dialler.failures(target) else self._merged(told, named)
+
+    def _merged(self, first: Contact, then: Contact) -> Contact:
+        """The addresses of both, those of `first` first."""
+        return Contact(first.peer, tuple(dict.fromkeys((*first.addresses, *then.addresses)))[: self._limits.addresses_max])
 
     def _seek(self, contact: Contact, turn: Turn) -> None:
         """Make a newcomer our neighbour, if we have room."""
