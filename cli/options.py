@@ -45,7 +45,7 @@ Relay = Annotated[
 Via = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="MULTIADDR", help="A public helper (a node with --relay) that makes us reachable behind a router; may be repeated."
+        metavar="MULTIADDR", help="A public helper (a node with --relay) that makes us reachable from afar; may be repeated."
     ),
 ]
 ShardIndex = Annotated[int | None, typer.Option(min=0, help="Which part of the data is this node's, from 0.")]

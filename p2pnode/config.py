@@ -91,7 +91,7 @@ class Config:
     open: bool = _key(False, "Let anybody in who knows the swarm's name and trains the same model, without an invitation.")
     mdns: bool = _key(True, "Find nodes of this swarm in the local network by multicast DNS, and be found.")
     relay: bool = _key(
-        False, "Be a public helper, for anybody, within limits: relay, directory, and who tells nodes whether they can be reached."
+        False, "Be a public helper, for anybody, within limits: relay, directory, and dial-backs that say who can be reached."
     )
     upnp: bool = _key(True, "Ask the router to let others in (UPnP), unless we listen on loopback only.")
     via: tuple[str, ...] = _key(
