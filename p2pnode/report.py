@@ -112,8 +112,13 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "faults": seen.faults,
         "trainer": {"state": parts.jobs.state, "restarts": parts.trainer.restarts, "pid": parts.trainer.pid},
         "store": {"state": parts.records.state, "model": parts.jobs.saved},
-        "discovery": parts.discovery.status(now),
+        "discovery": [*parts.discovery.status(now), _told_by_peers(seen)],
     }
+
+
+def _told_by_peers(seen: Snapshot) -> dict[str, Any]:
+    """The source that the core has by itself: contacts that members tell each other of. Of the same shape as the others."""
+    return {"source": "peers", "found": seen.passive_count, "error": None, "last_success_s": None, "next_try_s": None}
 
 
 def _peer_list(seen: Snapshot, traffic: Mapping[PeerId, Traffic], now: float) -> list[dict[str, Any]]:
