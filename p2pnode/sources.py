@@ -26,7 +26,7 @@ def sources_of(
     if config.mdns:
         mdns = Mdns(peer, rendezvous, lambda: far.local_addresses if far else transport.addresses)
         sources.append(Heard("mdns", mdns.listen))
-    if far is not None and config.via:
+    if far is not None and (config.via or config.relay):
         sources.append(Asked("dht", lambda: far.meet(rendezvous), always=True))
     return tuple(sources)
 
