@@ -82,7 +82,9 @@ class SourceState:
     name: str
     found: int = 0
     last_success: float | None = None
-    error: str | None = None
+    error: str | None = None  # until the next success
+    last_error: str | None = None
+    last_failure: float | None = None
     next_try: float | None = None
     stuck: asyncio.Task[Any] | None = None  # a question that could not even be cancelled
     heard: dict[str, None] = field(default_factory=dict)  # the oldest first
@@ -129,6 +131,8 @@ class Discovery:
                 "source": state.name,
                 "found": state.found,
                 "error": state.error,
+                "last_error": state.last_error,
+                "last_error_s": None if state.last_failure is None else round(now - state.last_failure, 3),
                 "last_success_s": None if state.last_success is None else round(now - state.last_success, 3),
                 "next_try_s": None if state.next_try is None else round(max(0.0, state.next_try - now), 3),
             }
@@ -279,6 +283,7 @@ class Discovery:
         if state.error != why:
             log.info("discovery by %s failed: %s", state.name, why)
         state.error, state.found = why, len(state.heard)
+        state.last_error, state.last_failure = why, time.monotonic()
 
 
 async def _call(find: Find) -> object:

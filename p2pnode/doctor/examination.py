@@ -15,7 +15,7 @@ from typing import Any
 
 from p2pnode.config import Config
 from p2pnode.control import ControlError, NotRunning, ask_async
-from p2pnode.doctor import invitations, listening, machine, multicast, peers, running
+from p2pnode.doctor import invitations, listening, machine, multicast, peers, resting, running
 from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
 from p2pnode.errors import ConfigError
 from p2pnode.folder import LOCK_FILE
@@ -67,10 +67,12 @@ async def _examine(case: Case) -> None:
     case.findings += machine.check_descriptors(pid, TransportLimits())
     case.ring, wrong = invitations.read_ring(case.folder)
     targets, about = invitations.read_targets(case.given or case.config.join, case.ring)
+    if not (case.given or targets.addresses) and case.status is None:
+        targets = invitations.Targets(resting.remembered(case.folder), None)
     case.findings += [*wrong, *about, *_check_swarm(case)]
     listen, mdns, walks, helpers = await asyncio.gather(
         _bounded("listen", _listen(case), SMALL_S_MAX),
-        _bounded("mdns", multicast.check_mdns(case.config.mdns), SMALL_S_MAX),
+        _bounded("mdns", multicast.check_mdns(_uses_mdns(case)), SMALL_S_MAX),
         _bounded("peer", _walk(case, targets), WALK_S_MAX),
         _bounded("helper", _walk_to_helpers(case), WALK_S_MAX),
     )
@@ -141,9 +143,16 @@ def _check_swarm(case: Case) -> Iterable[Finding]:
 def _check_sources(case: Case, targets: invitations.Targets) -> Iterable[Finding]:
     """Whether there is any way at all to find somebody."""
     config = case.config
-    if not (targets.addresses or config.mdns or config.via) and not (case.folder / "state.db").exists():
+    if not (targets.addresses or config.mdns or config.via):
         text = "this node has no way to find others: no address to join, no helper, and mdns = false"
         yield warn("sources", text, "join with an invitation or an address (--join); the first node of a swarm needs none")
+
+
+def _uses_mdns(case: Case) -> bool:
+    """As the daemon was started, which may be with other flags than we; else as the config says."""
+    if case.status is None or "discovery" not in case.status:
+        return case.config.mdns
+    return any(source.get("source") == "mdns" for source in case.status["discovery"])
 
 
 async def _listen(case: Case) -> list[Finding]:
@@ -156,7 +165,7 @@ async def _listen(case: Case) -> list[Finding]:
 
 
 async def _walk(case: Case, targets: invitations.Targets) -> list[Finding]:
-    if not targets.addresses:
+    if not targets.addresses and (case.given or case.status is None):
         return []
     trails, swarm = await _trails(case, targets)
     return [peers.of_peer(trail, swarm) for trail in trails]
@@ -171,7 +180,7 @@ async def _walk_to_helpers(case: Case) -> list[Finding]:
 
 
 async def _trails(case: Case, targets: invitations.Targets) -> tuple[list[Trail], str]:
-    """The trail to each target, by our daemon if one answers, and our swarm's name."""
+    """The trail to each target, by our daemon if one answers (without targets: to those it was told), and our swarm's name."""
     addresses = list(targets.addresses[:ADDRESSES_MAX])
     if case.status is not None:
         answer = await ask_async(case.folder, {"do": "probe", "addresses": addresses}, WALK_S_MAX)
@@ -180,16 +189,5 @@ async def _trails(case: Case, targets: invitations.Targets) -> tuple[list[Trail]
     from protocols.core import swarm_digest
 
     seed, gate, swarm = invitations.credentials(case.folder, case.config, case.ring, targets)
-    asker = Asker(seed, swarm_digest(swarm), _saved_schema(case.folder), gate, bounds=case.config.bounds)
+    asker = Asker(seed, swarm_digest(swarm), resting.saved_schema(case.folder), gate, bounds=case.config.bounds)
     return await probe(asker, addresses), swarm
-
-
-def _saved_schema(folder: Path) -> bytes | None:
-    """The digest of the model that this node saved last; None when there is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / "model.safetensors", framework="numpy") as file:
-            return bytes.fromhex((file.metadata() or {})["schema"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None

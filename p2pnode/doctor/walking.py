@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 async def walk_as(parts: Parts, connected: Collection[PeerId], addresses: Sequence[Any]) -> list[dict[str, Any]]:
     """The trail to each address, as documents, in their order. Raises ConfigError when that is no request."""
-    if len(addresses) > ADDRESSES_MAX or not all(isinstance(address, str) for address in addresses):
-        raise ConfigError(f"'probe' takes at most {ADDRESSES_MAX} addresses")
+    addresses = addresses[:ADDRESSES_MAX]
+    if not all(isinstance(address, str) for address in addresses):
+        raise ConfigError("'probe' takes addresses as texts")
     from p2pnode.libp2p_probe import Asker, probe  # heavy, and loaded already where the transport is libp2p
 
     free = [address for address in addresses if _peer(address) not in connected]

@@ -1,0 +1,151 @@
+"""What a person sees of the status document: one screen for the whole node, one row for each peer.
+
+Owns words and widths, nothing else: the document is `p2pnode.report`'s, the asking is `cli/inspect.py`'s. Whatever a daemon of
+another version leaves out is shown as unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cli.render import UNKNOWN, count, duration, number, percent, plain, size
+from p2pnode.access import OPEN
+
+SCREEN_LINES = 24  # of an ordinary terminal: `status` stays within it, whoever is connected
+PEERS_MIN = 2  # shown by `status` however much else there is to say
+ID_END = 8  # characters of a peer id's end, as a node's default name
+SOURCES_MAX = 6  # there are four
+PEER_COLUMNS = (
+    *("peer", "address", "via", "active", "for", "round trip", "offers", "merges", "last exchange", "score", "sent", "received"),
+)
+BRIEF_COLUMNS = ("  peer", "via", "for", "round trip", "last exchange", "score", "sent", "received", "address")
+
+Document = dict[str, Any]
+Lines = list[tuple[str, str]]
+
+
+def screen(document: Document) -> list[str]:
+    """All of it, in `SCREEN_LINES` lines unless faults are many."""
+    head, tail = _node(document), _health(document)
+    width = max(len(label) for label, _ in (*head, *tail))
+    upper, lower = ([f"{label.ljust(width)}  {value}" for label, value in lines] for lines in (head, tail))
+    room = max(PEERS_MIN, SCREEN_LINES - len(upper) - len(lower) - 2)  # the table's head, and "… more"
+    return [*upper, *_peers(document.get("peer_list") or [], room), *lower]
+
+
+def _node(document: Document) -> Lines:
+    """Who it is and what it has learnt."""
+    get = document.get
+    access = "ANYBODY may join" if get("access") == OPEN else "others join by `p2pnode invite`"
+    return [
+        ("node", f"{get('name')} ({get('peer_id')}), process {get('pid')}, {get('state')}, up {duration(get('uptime_s'))}"),
+        ("swarm", f"{get('swarm')}, task {get('task')}"),
+        ("access", f"{get('access') or UNKNOWN}: {access}"),
+        ("address", str(get("join") or UNKNOWN)),
+        *_reach(get("nat") or {}),
+        ("age", f"{count(get('age'))} local updates seen, {count(get('steps'))} of them here"),
+        ("merges", f"{count(get('merges'))}, {count(get('merges_refused'))} refused"),
+        ("loss", f"train {number(get('train_loss'))}, test {number(get('test_loss'))}"),
+        ("accuracy", f"test {percent(get('test_accuracy'))}, alone {percent(get('alone_accuracy'))}"),
+        ("speed", f"{number(get('samples_per_second'), 0)} samples per second"),
+        ("traffic", f"{size(get('bytes_sent'))} sent, {size(get('bytes_received'))} received{_budget(get('budget'))}"),
+        ("peers", f"{count(get('peers'))} active, {count(get('peers_known'))} more known"),
+    ]
+
+
+def _reach(nat: Document) -> Lines:
+    """How the world gets to us, as far as helpers told the daemon."""
+    if not nat:
+        return []
+    words = {"public": "public: others can dial us", "private": "private: behind a router or firewall"}
+    said = [words.get(str(nat.get("reachability")), "unknown: nobody has tried to dial us")]
+    if seen := nat.get("seen_as"):
+        said.append(f"seen as {', '.join(seen[:2])}")
+    if relays := nat.get("relays"):
+        said.append(f"reached by {len(relays)} relay{'s' if len(relays) > 1 else ''}")
+    return [("reach", ", ".join(said))]
+
+
+def _budget(budget: Document | None) -> str:
+    """What is left of a metered day."""
+    if not budget:
+        return ""
+    return f"; budget {size(budget.get('used'))} of {size(budget.get('limit'))} today"
+
+
+def _health(document: Document) -> Lines:
+    """How its parts are, and how peers are found."""
+    faults = sorted((document.get("faults") or {}).items(), key=lambda item: (-item[1], item[0]))
+    return [
+        *(("by " + str(source.get("source")), _source(source)) for source in (document.get("discovery") or [])[:SOURCES_MAX]),
+        ("training", _state(document.get("trainer"))),
+        ("storage", _state(document.get("store"))),
+        *((f"fault ×{times}", reason) for reason, times in faults),
+    ]
+
+
+def _source(source: Document) -> str:
+    """Last success, last error and next try of one way of finding peers."""
+    success, error, next_try = source.get("last_success_s"), source.get("last_error"), source.get("next_try_s")
+    said = [f"found {source.get('found') or 0}, {duration(success)} ago" if success is not None else "found nobody yet"]
+    if error := source.get("error") or error:
+        since = source.get("last_error_s")
+        said.append(f"failed{'' if since is None else f' {duration(since)} ago'}: {error}")
+    said.append("waits until peers are missing" if next_try is None else f"next try in {duration(next_try)}")
+    return "; ".join(said)
+
+
+def _state(parts: Document | None) -> str:
+    """How a part of the node is doing, such as `state ok, model not yet`."""
+    return ", ".join(f"{name} {value}" for name, value in (parts or {}).items() if name != "pid") or UNKNOWN
+
+
+# --- peers ------------------------------------------------------------------------------------------------------------
+
+
+def _peers(peers: list[Document], room: int) -> list[str]:
+    if not peers:
+        return []
+    rows = [(f"  …{str(peer['peer_id'])[-ID_END:]}", *_brief(peer)) for peer in peers[:room]]
+    more = [f"  and {len(peers) - room} more: `p2pnode peers`"] if len(peers) > room else []
+    return [*plain(BRIEF_COLUMNS, rows), *more]
+
+
+def _brief(peer: Document) -> tuple[str, ...]:
+    """Cells in the order of `BRIEF_COLUMNS`, but for the first."""
+    return (
+        str(peer.get("via") or UNKNOWN),
+        duration(peer.get("since_s")),
+        _milliseconds(peer.get("round_trip_s")),
+        _ago(peer.get("last_exchange_s")),
+        number(peer.get("score"), 1),
+        size(peer.get("bytes_sent")),
+        size(peer.get("bytes_received")),
+        str(peer.get("address") or UNKNOWN).partition("/p2p/")[0],
+    )
+
+
+def peer_row(peer: Document) -> tuple[str, ...]:
+    """Cells in the order of `PEER_COLUMNS`."""
+    return (
+        str(peer["peer_id"]),
+        str(peer.get("address") or UNKNOWN),
+        str(peer.get("via") or UNKNOWN),
+        "yes" if peer.get("active") else "no",
+        duration(peer.get("since_s")),
+        _milliseconds(peer.get("round_trip_s")),
+        count(peer.get("offers")),
+        count(peer.get("merges")),
+        _ago(peer.get("last_exchange_s")),
+        number(peer.get("score"), 1),
+        size(peer.get("bytes_sent")),
+        size(peer.get("bytes_received")),
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else f"{1000 * seconds:.0f} ms"
+
+
+def _ago(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else f"{duration(seconds)} ago"
