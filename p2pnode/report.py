@@ -15,8 +15,8 @@ from typing import Any
 
 from p2pnode.faults import peer_fault
 from p2pnode.parts import Parts
-from p2pnode.transport import Traffic
-from protocols.core import Snapshot
+from p2pnode.transport import CIRCUIT, Traffic
+from protocols.core import PeerStatus, Snapshot
 from protocols.effects import Kind, Report
 from protocols.identity import PeerId, peer_text
 
@@ -130,18 +130,28 @@ def _peer_list(seen: Snapshot, traffic: Mapping[PeerId, Traffic], now: float) ->
             {
                 "peer_id": peer_text(peer.peer),
                 "address": peer.address,
+                "via": "relayed" if CIRCUIT in peer.address else "direct",
                 "addresses": list(peer.addresses),
                 "active": peer.active,
                 "since_s": round(now - peer.since, 3),
                 "round_trip_s": peer.round_trip_s,
                 "offers": peer.offers,
                 "merges": peer.merges,
+                "last_fetched_s": peer.last_fetched_s,
+                "last_served_s": peer.last_served_s,
+                "last_merged_s": peer.last_merged_s,
+                "last_exchange_s": min((s for s in _exchanges(peer) if s is not None), default=None),
                 "score": round(peer.score, 3),
                 "bytes_sent": moved.bytes_sent,
                 "bytes_received": moved.bytes_received,
             }
         )
     return rows
+
+
+def _exchanges(peer: PeerStatus) -> tuple[float | None, ...]:
+    """How long ago something of a model went over the link, or came of it; None: never."""
+    return peer.last_fetched_s, peer.last_served_s, peer.last_merged_s
 
 
 def best_address(addresses: tuple[str, ...]) -> str | None:
