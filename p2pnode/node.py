@@ -318,10 +318,13 @@ class Node:
         return Admission(self._running.access, self.addresses, self._feed)
 
     async def walk(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
-        """How far one gets towards each address (`p2pnode.probing.Trail`). Raises ConfigError when that is no request."""
+        """How far one gets towards each address, or those we were told when none is given (`p2pnode.probing.Trail`).
+
+        Raises ConfigError when that is no request.
+        """
         from p2pnode.doctor.walking import walk_as
 
-        return await walk_as(self._running, self._links, addresses)
+        return await walk_as(self._running, self._links, addresses or await self._given())
 
     async def export(self, path: Path | str) -> None:
         """Write the model as safetensors. Raises ConfigError when that can't be done there, TrainerError."""
