@@ -29,7 +29,8 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from p2pnode.libp2p_patches import SafeHost, SafeMuxer, SafeSwarm, SafeTCP, SafeYamux, shorten, whole_seconds
+from p2pnode.libp2p_fast import FastMuxer
+from p2pnode.libp2p_patches import SafeHost, SafeSwarm, SafeTCP, SafeYamux, shorten, whole_seconds
 from p2pnode.transport import TransportLimits
 
 
@@ -42,7 +43,7 @@ def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
     noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
     upgrader = TransportUpgrader({NOISE_ID: noise}, {}, whole_seconds(limits.handshake_s_max))
     shorten(upgrader.security_multistream._selector, limits)
-    upgrader.muxer_multistream = SafeMuxer(limits)
+    upgrader.muxer_multistream = FastMuxer(limits)
     config = ConnectionConfig(
         max_connections=limits.connections_max,
         min_connections=0,  # all slots are open to inbound connections

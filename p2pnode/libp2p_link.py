@@ -22,6 +22,7 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
 
+from p2pnode.libp2p_fast import LONG_FRAME_BYTES
 from p2pnode.libp2p_pace import Toll, Wire
 from p2pnode.libp2p_patches import FRAME_BYTES, SafeStream
 from p2pnode.transport import HUNG_UP, NO_MORE_BULK, NOTHING_LEFT, Flow, Traffic, TransportLimits
@@ -211,7 +212,7 @@ class Link:
         self._greeting = b""
         self._inboxes = (Inbox(limits.inbox_bytes_max, wake_soon), Inbox(limits.inbox_bytes_max, wake_soon))
         self._wire = wire
-        self._toll = Toll(wire, limits, PIECE_BYTES, READ_BYTES)
+        self._toll = Toll(wire, limits, LONG_FRAME_BYTES, READ_BYTES)
         self._streams = ((control, self.control, reader), (bulk, self.bulk, FrameReader(bulk, self._toll)))
         self._limits = limits
         self._scope = trio.CancelScope()

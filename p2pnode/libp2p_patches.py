@@ -192,7 +192,7 @@ class _Streams(dict[int, YamuxStream]):
         theirs = number % 2 != self._conn.next_stream_id % 2
         if theirs and not self._opens.take("", trio.current_time()):
             raise self._conn.exceeded("opens streams too often")
-        SafeStream.adopt(stream)
+        self._conn.stream_class.adopt(stream)
         super().__setitem__(number, stream)
 
     def pop(self, number: int, default: YamuxStream | None = None) -> YamuxStream | None:  # type: ignore[override]
@@ -218,6 +218,8 @@ class _Buffers(dict[int, bytearray]):
 
 class SafeYamux(Yamux):
     """Point 3."""
+
+    stream_class: type[SafeStream] = SafeStream
 
     def __init__(self, secured_conn: ISecureConn, peer_id: ID, limits: TransportLimits) -> None:
         super().__init__(secured_conn, peer_id)

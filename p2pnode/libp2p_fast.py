@@ -1,0 +1,223 @@
+"""The package's way from a stream to a socket and back, for the frames that a busy connection is full of.
+
+Owns nothing but speed: what is safe and what is refused is `libp2p_patches.py`'s, and holds here too. The package passes 64 KiB
+at a time through seven locks, each of them a turn of trio's loop, and builds log lines that nobody reads; one turn costs more
+than encrypting the piece. Here a frame may be longer than a Noise message, what is encrypted together is written together, and
+what one `recv` brought is taken apart in one go. Frames that open, close or reset a stream go the package's way.
+
+The format is the specifications', byte for byte (Yamux, Noise): any libp2p peer can be at the other end.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import trio
+from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import IncompleteReadError
+from libp2p.peer.id import ID
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, SIZE_NOISE_MESSAGE_LEN, NoiseTransportReadWriter
+from libp2p.security.secure_session import SecureSession
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_DATA, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
+
+from p2pnode.libp2p_patches import FRAME_BYTES, SafeMuxer, SafeStream, SafeYamux
+from p2pnode.transport import TransportLimits
+
+RECV_BYTES = 256 * 1024  # asked of a socket at once
+LONG_FRAME_BYTES = 5 * MAX_PLAINTEXT_LENGTH - HEADER_SIZE  # a chunk, its proof and header in one frame of five Noise messages
+QUICK_S = 0.005  # a long frame must be gone so soon, else short ones follow: whatever is urgent waits for one frame
+GRANT_SHARE = 2  # a reader that has taken half of its window grants it anew (go-yamux; the package does so at each read)
+
+_HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
+assert _HEADER.size == HEADER_SIZE
+
+
+class FastSession(SecureSession):
+    """A Noise session that reads and writes many messages at a time. Made by re-classing one that has shaken hands."""
+
+    frames: Callable[[], Awaitable[bytes]] | None  # who takes frames out, and returns the header of one it leaves to Yamux
+    _raw: ReadWriteCloser
+    _noise: Any
+    _sealed: bytes  # what came and isn't decrypted yet begins at `_sealed_at`
+    _sealed_at: int
+    _opened: bytes  # what is decrypted and isn't taken yet begins at `_opened_at`
+    _opened_at: int
+
+    @classmethod
+    def adopt(cls, session: ISecureConn) -> FastSession:
+        """Turn a session of the package into one of ours."""
+        assert isinstance(session, SecureSession)
+        assert isinstance(session.conn, NoiseTransportReadWriter), "only Noise is spoken here"
+        session.__class__ = cls
+        assert isinstance(session, FastSession)
+        session.frames = None
+        session._raw = session.conn.read_writer.read_write_closer
+        session._noise = session.conn.noise_state
+        session._sealed, session._sealed_at = b"", 0
+        session._opened, session._opened_at = session._drain(None), 0
+        return session
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Exactly `n` bytes; where a yamux header is read, the next one that we leave to the package."""
+        assert n is not None, "Yamux always says how much"
+        return await (self.frames() if self.frames is not None and n == HEADER_SIZE else self.exactly(n))
+
+    async def exactly(self, size: int) -> bytes:
+        """The next `size` bytes. Raises IncompleteReadError at the end."""
+        first = self.some(size)
+        if len(first) == size:
+            return first
+        parts, missing = [first], size - len(first)
+        while missing:
+            if not await self.more():
+                raise IncompleteReadError(f"the connection ended {missing} bytes early", size, size - missing)
+            parts.append(self.some(missing))
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def some(self, size: int) -> bytes:
+        """Up to `size` of the next bytes, from what is decrypted already."""
+        begin, end = self._opened_at, self._opened_at + size
+        self._opened_at = min(end, len(self._opened))
+        return self._opened[begin:end]
+
+    async def more(self) -> bool:
+        """Decrypt the next message, when all before it is taken. False at the end of the connection."""
+        while True:
+            begin = self._sealed_at + SIZE_NOISE_MESSAGE_LEN
+            end = begin + int.from_bytes(self._sealed[self._sealed_at : begin], "big")
+            if begin <= len(self._sealed) >= end:
+                self._sealed_at = end
+                self._opened, self._opened_at = self._noise.decrypt(self._sealed[begin:end]), 0
+                return True
+            came = await self._raw.read(RECV_BYTES)
+            if not came:
+                return False
+            self._sealed, self._sealed_at = self._sealed[self._sealed_at :] + came, 0
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`, in as many messages as it takes and in one write."""
+        parts: list[bytes] = []
+        for start in range(0, len(data), MAX_PLAINTEXT_LENGTH):
+            message = self._noise.encrypt(data[start : start + MAX_PLAINTEXT_LENGTH])
+            parts += (len(message).to_bytes(SIZE_NOISE_MESSAGE_LEN, "big"), message)
+        await self._raw.write(b"".join(parts))
+
+
+class FastStream(SafeStream):
+    """Reads and writes in one turn of the loop. Windows and their limits are `SafeStream`'s."""
+
+    conn: FastYamux
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data` (any buffer). One caller at a time; the deadline is the caller's."""
+        rest = memoryview(data)
+        while rest:
+            least = min(len(rest), FRAME_BYTES)
+            while self.send_window < least and not (self.closed or self.send_closed):
+                await self._credit_came.wait()  # for a full frame: dribbles of credit make dribbles of frames
+            if self.closed or self.send_closed:
+                raise MuxedStreamError("the stream is closed")
+            size = min(len(rest), self.send_window, self.conn.frame_bytes)
+            self._credit -= size
+            await self.conn.send(self.stream_id, rest[:size])
+            rest = rest[size:]
+
+    async def read(self, n: int | None = -1) -> bytes:
+        """As the package's: what is here, up to `n` bytes, or else what comes next."""
+        buffer = self.conn.stream_buffers.get(self.stream_id)
+        if n is None or n < 0 or not buffer or self.closed or self.recv_closed:
+            return await super().read(n)
+        with memoryview(buffer) as view:
+            data = bytes(view[:n])
+        del buffer[:n]
+        await self._auto_tune_and_send_window_update(bytes_read=len(data))
+        return data
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        """Grant what was read, when it is worth a frame; let the window grow."""
+        self._pending_recv_release += bytes_read
+        if self._pending_recv_release * GRANT_SHARE < self.target_recv_window:
+            return
+        granted, self._pending_recv_release = self._pending_recv_release, 0
+        self.recv_window += granted
+        granted += self._apply_autotune_epoch(len(self.conn.stream_buffers.get(self.stream_id, b"")))
+        await self.send_window_update(granted)
+
+
+class FastYamux(SafeYamux):
+    """Takes plain data and window updates out by itself, and leaves the package every other frame."""
+
+    stream_class = FastStream
+
+    def __init__(self, session: FastSession, peer_id: ID, limits: TransportLimits) -> None:
+        super().__init__(cast(ISecureConn, session), peer_id, limits)
+        self.frame_bytes = LONG_FRAME_BYTES
+        self._session = session
+        session.frames = self._next_header
+
+    async def send(self, number: int, payload: memoryview) -> None:
+        """One data frame of stream `number`."""
+        began = trio.current_time()
+        await self._write_frame(_HEADER.pack(0, TYPE_DATA, 0, number, len(payload)) + payload)
+        self.frame_bytes = LONG_FRAME_BYTES if trio.current_time() - began < QUICK_S else FRAME_BYTES
+
+    async def _write_frame(self, data: bytes) -> None:
+        try:
+            self._write_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._write_lock.acquire()
+        try:
+            await self._session.write(data)
+        finally:
+            self._write_lock.release()
+
+    async def _next_header(self) -> bytes:
+        """Carry out frames until one comes that opens, closes or resets a stream, or belongs to none: its header."""
+        while True:
+            header = await self._session.exactly(HEADER_SIZE)
+            _, kind, flags, number, length = _HEADER.unpack(header)
+            stream = None if flags else self.streams.get(number)
+            if stream is not None and kind == TYPE_DATA:
+                assert isinstance(stream, FastStream)
+                await self._deliver(stream, length)
+            elif stream is not None and kind == TYPE_WINDOW_UPDATE:
+                stream.send_window += length
+            else:
+                return header
+
+    async def _deliver(self, stream: FastStream, length: int) -> None:
+        """Put the body of a frame where the stream's reader looks for it."""
+        if length > stream.recv_window:
+            raise self.exceeded(f"announced {length} bytes where {stream.recv_window} were granted")
+        number, deadline = stream.stream_id, trio.current_time() + self.limits.read_s_max
+        while length:
+            if not (piece := self._session.some(length)):
+                with trio.fail_at(deadline):
+                    if not await self._session.more():
+                        raise IncompleteReadError(f"the connection ended {length} bytes early", length, 1)
+                continue
+            length -= len(piece)
+            if self.streams.get(number) is stream:  # else it was closed meanwhile, and nobody reads it
+                self.stream_buffers[number].extend(piece)
+                stream.recv_window -= len(piece)
+                self.stream_events[number].set()
+
+    async def _read_data_body(self, length: int) -> bytes:
+        self._session.frames = None
+        try:
+            return await super()._read_data_body(length)
+        finally:
+            self._session.frames = self._next_header
+
+
+class FastMuxer(SafeMuxer):
+    """Makes connections of our kind."""
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
+        return FastYamux(FastSession.adopt(conn), peer_id, self._limits)
