@@ -39,6 +39,11 @@ Join = Annotated[
     ),
 ]
 Open = Annotated[bool | None, typer.Option("--open", help="Let anybody in who knows the swarm's name and trains the same model.")]
+MaxUpload = Annotated[str | None, typer.Option(metavar="SIZE", help="Most that is sent in a second, such as 200 kB.")]
+MaxDownload = Annotated[str | None, typer.Option(metavar="SIZE", help="Most that is received in a second, such as 1.5 MB.")]
+Budget = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most that is sent and received in a day (UTC), such as 2 GB.")
+]
 Relay = Annotated[
     bool | None, typer.Option("--relay", help="Be a public helper through which others meet: relay, directory, dial-backs.")
 ]

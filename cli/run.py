@@ -20,10 +20,13 @@ import typer
 from cli.argv import joins
 from cli.options import (
     AsJson,
+    Budget,
     ConfigFile,
     DataDir,
     Join,
     Listen,
+    MaxDownload,
+    MaxUpload,
     Name,
     Open,
     Relay,
@@ -100,6 +103,9 @@ def run(
     listen: Listen = None,
     via: Via = None,
     relay: Relay = None,
+    max_upload: MaxUpload = None,
+    max_download: MaxDownload = None,
+    budget: Budget = None,
     shard_index: ShardIndex = None,
     shard_count: ShardCount = None,
     sets: Sets = None,
@@ -123,6 +129,7 @@ def run(
         "relay": relay,
     }
     flags |= {"shard_index": shard_index, "shard_count": shard_count}
+    flags |= {"max_upload": max_upload, "max_download": max_download, "budget": budget}
     settings = _config(flags, sets, config)
     os.environ.pop("P2PNODE_JOIN", None)  # the training process needs no invitation
     if until_stdin_closes:

@@ -82,6 +82,13 @@ class Blobs:
         """Whether the whole blob is here."""
         return digest in self._trees or digest in self._whole
 
+    def size(self, digest: Digest) -> int:
+        """Bytes of a whole blob; 0 when it isn't here."""
+        try:
+            return self.path(digest).stat().st_size if self.has(digest) else 0
+        except OSError:
+            return 0
+
     @contextmanager
     def frames(self, digest: Digest, first: int, count: int) -> Iterator[Iterator[bytes] | None]:
         """The chunk frames of one of our own models, made one by one; None when we don't have it any more."""

@@ -16,14 +16,17 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from p2pnode import invitation
 from p2pnode.errors import ConfigError
+from p2pnode.pacing import Rates, patience_s
+from p2pnode.sizes import format_size, parse_rate, parse_size
 from protocols.identity import peer_from_text
 from protocols.limits import EDGE, LAPTOP, Limits
+from protocols.merkle import CHUNK_BYTES
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ TEXT_CHARACTERS_MAX = 256  # longest value of a text key; also the longest multi
 LIST_ITEMS_MAX = 64  # longest list; nobody types more bootstraps
 FILE_BYTES_MAX = 1 << 20  # a larger config file is a mistake
 CONFIG_FILE = "config.toml"
+BUDGET_MIN = 10_000_000  # bytes a day: probes and shuffles of five links alone take about so much
 PRESETS: dict[str, Limits] = {"laptop": LAPTOP, "edge": EDGE}
 
 
@@ -98,6 +102,11 @@ class Config:
         (),
         "Multiaddrs, each with /p2p/<id>, of public helper nodes (`relay = true`) through which far members find each other.",
     )
+    max_upload: str = _key("", "Most that is sent in a second, such as 200 kB, all peers together. Empty: no limit.")
+    max_download: str = _key("", "Most that is received in a second, such as 1.5 MB, all peers together. Empty: no limit.")
+    budget: str = _key(
+        "", "Most that is sent and received in a day (UTC), such as 2 GB. Models stop near its end, all at it. Empty: none."
+    )
     merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
     local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
     fan_out: int = _key(2, "Peers that each new model is offered to. Guess.", low=1, high=32)
@@ -136,14 +145,32 @@ class Config:
         if self.shard_index >= self.shard_count:
             raise ConfigError(f"shard_index is {self.shard_index}, but with shard_count {self.shard_count} the last part is "
                               f"{self.shard_count - 1}; count parts from 0")  # fmt: skip
+        _ = self.rates, self.budget_bytes
         for key in ("listen", "announce", "join", "via"):
             for address in getattr(self, key):
                 _check_address(key, address)
 
     @property
     def bounds(self) -> Limits:
-        """The limits that the preset names."""
-        return PRESETS[self.limits]
+        """The limits that the preset names, with more patience for chunks where our own rate is what they wait for."""
+        preset = PRESETS[self.limits]
+        return replace(preset, chunk_gap_s_max=preset.chunk_gap_s_max + patience_s(self.rates.download, CHUNK_BYTES))
+
+    @property
+    def rates(self) -> Rates:
+        """Most bytes a second, up and down. ConfigError when they are no sizes, or too small."""
+        return Rates(*(parse_rate(text, key) if text else 0 for key, text in (
+            ("max_upload", self.max_upload), ("max_download", self.max_download))))  # fmt: skip
+
+    @property
+    def budget_bytes(self) -> int:
+        """Most bytes a day; 0: no limit. ConfigError when it is no size, or too small."""
+        size = parse_size(self.budget, "budget") if self.budget else 0
+        if 0 < size < BUDGET_MIN:
+            raise ConfigError(
+                f"budget is {format_size(size)} a day, less than a member needs; give {format_size(BUDGET_MIN)} or more"
+            )
+        return size
 
 
 def _typed(key: str, kind: Any, value: Any) -> Any:

@@ -11,16 +11,18 @@ import logging
 import re
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
 from p2pnode.store import Store
-from p2pnode.transport import CIRCUIT, Gate, OnEvent, Transport
+from p2pnode.transport import CIRCUIT, Gate, OnEvent, Rates, Transport, TransportLimits
 
 log = logging.getLogger(__name__)
 
 TransportFactory = Callable[[bytes, Gate], Transport]
 
+QUEUE_S = 2.0  # of the upload rate, in one peer's bulk queue: refilled every 50 ms
 _NOTE = "listen port"
 _ANY_PORT = re.compile(r"/(tcp|udp)/0(?=/|$)")
 _PORT = re.compile(r"/(?:tcp|udp)/(\d+)")
@@ -51,9 +53,21 @@ async def start_transport(
 async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Transport:
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
-    transport = Libp2pTransport(store.seed, listen, config.announce, gate=gate, via=config.via, relay=config.relay)
+    rates = config.rates
+    transport = Libp2pTransport(
+        store.seed, listen, config.announce, limits_for(rates), gate, via=config.via, relay=config.relay, rates=rates
+    )
     await transport.start(on_event)
     return transport
+
+
+def limits_for(rates: Rates) -> TransportLimits:
+    """Where uploads are slow, queues are short: what waits in them can't be taken back, and `Uploads` shares them out."""
+    limits = TransportLimits()
+    if not rates.upload:
+        return limits
+    queue = max(2 * limits.bulk_frame_bytes_max, min(limits.bulk_queue_bytes_max, int(rates.upload * QUEUE_S)))
+    return replace(limits, bulk_queue_bytes_max=queue)
 
 
 def _note_port(store: Store, transport: Transport) -> None:

@@ -107,7 +107,7 @@ class Node:
         self.state = "running"
         for remark in parts.records.store.remarks:
             log.warning("%s", remark)
-        for work in (parts.jobs.run(), parts.discovery.run(), self._remember_for_ever(parts)):
+        for work in (parts.jobs.run(), parts.discovery.run(), parts.metering.run(), self._remember_for_ever(parts)):
             self._spawn(work)
         early, self._early = self._early, []
         self.admission.restore()

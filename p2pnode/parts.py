@@ -26,6 +26,7 @@ from p2pnode.entry import enter, keep
 from p2pnode.errors import ConfigError
 from p2pnode.jobs import Jobs, threads_of
 from p2pnode.listening import TransportFactory, start_transport
+from p2pnode.metering import Metering
 from p2pnode.records import Records
 from p2pnode.sources import sources_of
 from p2pnode.store import MODEL_FILE, Store
@@ -73,6 +74,7 @@ class Parts:
     trainer: Trainer
     ready: Ready
     transport: Transport
+    metering: Metering
     uploads: Uploads
     jobs: Jobs
     discovery: Discovery
@@ -95,6 +97,8 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
     starting = asyncio.create_task(trainer.start())
     try:
         transport = await start_transport(config, store, factories.transport, access, hooks.on_transport)
+        metering = Metering(config.budget_bytes, records, transport, hooks.feed)
+        stack.push_async_callback(metering.save)
         stack.push_async_callback(transport.stop)
         ready = await starting
     except TrainerError as error:
@@ -115,8 +119,8 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
     sources = sources_of(config, given, records, transport, identity.peer, access.rendezvous)
     discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
     core = _core(config, identity, store, ready, transport, rng)
-    uploads = Uploads(blobs, transport)
-    return Parts(config, identity, access, records, blobs, trainer, ready, transport, uploads, jobs, discovery, core)
+    uploads = Uploads(blobs, transport, config.rates.upload)
+    return Parts(config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, discovery, core)
 
 
 def _access(config: Config, records: Records, identity: Identity, given: Given, hooks: Hooks) -> Access | OpenAccess:

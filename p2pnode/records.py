@@ -76,6 +76,10 @@ class Records:
             await self._do(lambda: self.store.remember(contacts))
             await self._do(lambda: note_addresses(self.store, addresses))
 
+    async def note(self, key: str, value: str) -> None:
+        """Keep a small thing. Raises sqlite3.Error."""
+        await self._do(lambda: self.store.put_note(key, value))
+
     async def peers(self) -> tuple[Contact, ...]:
         """Those we reached, the latest first. Raises sqlite3.Error."""
         return await self._do(self.store.peers)

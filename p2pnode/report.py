@@ -104,6 +104,8 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "merges_refused": seen.merges_refused,
         "bytes_sent": total.bytes_sent,
         "bytes_received": total.bytes_received,
+        "budget": parts.metering.status(),
+        "rates": {"upload": parts.config.rates.upload or None, "download": parts.config.rates.download or None},
         "train_loss": figures.train_loss,
         "test_loss": figures.test_loss,
         "test_accuracy": figures.test_accuracy,

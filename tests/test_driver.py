@@ -17,9 +17,10 @@ from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.report import best_address
 from p2pnode.store import Store
 from p2pnode.transport import OpenGate, TransportLimits
-from p2pnode.uploads import WAITING_MAX, Uploads
+from p2pnode.uploads import SEAT_S, WAITING_MAX, Uploads
 from protocols.effects import SendBlob
 from protocols.events import Frame, PeerUp
+from protocols.identity import PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest, Tree
 from protocols.messages import Chunk, Gone
@@ -88,6 +89,29 @@ async def test_wants_that_wait_are_bounded_and_die_with_the_link(link: tuple[Upl
     assert uploads.dropped == 5
     uploads.forget(theirs.peer)
     assert not uploads.waiting
+
+
+async def test_where_uploads_are_slow_few_are_served_at_a_time(link: tuple[Uploads, MemoryTransport, Reader, Tree]) -> None:
+    uploads, theirs, reader, tree = link
+    now = 0.0
+    slow = Uploads(uploads._blobs, uploads._transport, 20_000, lambda: now)  # two chunks in 30 s
+    others = [PeerId(bytes([n]) * 38) for n in (7, 8)]
+    for peer in (*others, theirs.peer):
+        slow.add(SendBlob(peer, tree.digest, 0, 2))
+    await settle()
+    assert reader.messages == [Gone(tree.digest)], "the third is told to ask somebody else"
+    now = SEAT_S - 1
+    slow.add(SendBlob(others[0], tree.digest, 2, 2))
+    now = SEAT_S + 1
+    slow.forget(others[1])
+    slow.add(SendBlob(theirs.peer, tree.digest, 0, 2))
+    await settle()
+    assert [type(message) for message in reader.messages] == [Gone, Chunk, Chunk]
+    fast = Uploads(uploads._blobs, uploads._transport, 10_000_000, lambda: now)
+    for peer in (*others, theirs.peer):
+        fast.add(SendBlob(peer, tree.digest, 0, 1))
+    await settle()
+    assert isinstance(reader.messages[-1], Chunk)
 
 
 async def test_the_port_of_last_time_comes_back_unless_it_is_taken(tmp_path: Path) -> None:
