@@ -29,19 +29,21 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.libp2p_bridge import TrioThread
+from p2pnode.libp2p_circuit import REFUSALS
 from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, Hello, protocols, read_hello
-from p2pnode.libp2p_host import disconnect, make_host, running
+from p2pnode.libp2p_host import Circuit, disconnect, make_host, open_stream, running
 from p2pnode.libp2p_link import LENGTH_BYTES, FrameReader
-from p2pnode.libp2p_patches import CountingStream, SafeHost, SafeTCP, whole_seconds
+from p2pnode.libp2p_patches import CountingStream, SafeHost, SafeTCP
 from p2pnode.libp2p_reach import Found, connect_any, reason_of, resolve, who_is_there
+from p2pnode.libp2p_relay import HOP, read_message, write_message
 from p2pnode.probing import DETAIL_CHARACTERS_MAX, PROBE_S_MAX, STEP_S_MAX, Ends, Fault, Place, Step, Trail, place_of
-from p2pnode.transport import Gate, OpenGate, TransportLimits
+from p2pnode.transport import CIRCUIT, Gate, OpenGate, TransportLimits
 from protocols.errors import OtherVersion, RemoteError
 from protocols.identity import Identity, peer_from_text
 from protocols.limits import LAPTOP, Limits
@@ -49,6 +51,7 @@ from protocols.messages import Bye, Goodbye
 from protocols.messages import Hello as CoreHello
 from protocols.wire import SCHEMA_BYTES, VERSION, decode, encode
 
+RELAY_S_MAX = 10.0  # the relay has to ask the peer, who may be slow
 PROTOCOLS_MAX = 64  # of those that a peer lists
 IDENTIFY_BYTES_MAX = 64 * 1024  # the package's own answers have under 1 KiB
 PING_BYTES = 32  # libp2p's ping
@@ -64,6 +67,7 @@ _SILENCE = {  # what it means that a step takes too long
     Step.CONNECT: Fault.SILENT,
     Step.HANDSHAKE: Fault.MUTE,
     Step.MUXER: Fault.MUTE,
+    Step.RELAY: Fault.NO_RELAY,
     Step.HELLO: Fault.NO_HELLO,
 }
 
@@ -151,9 +155,11 @@ class _Walk:
         with self._at(Step.CONNECT, STEP_S_MAX * min(2, len(found))):
             raw = RawConnection(CountingStream(await connect_any(found), self._tcp), True)
         connection = await self._secure(raw, place.first, found)
-        await self._look(connection)
         if place.relay:
-            raise Ends(Fault.NO_RELAY, "a relayed address is probed as far as its relay")
+            with self._at(Step.RELAY, RELAY_S_MAX):
+                raw = await self._through(connection, place)
+            connection = await self._secure(raw, place.peer, ())
+        await self._look(connection)
         with self._at(Step.PROTOCOL):
             control = await self._ask_for_our_protocol(connection)
         reader = FrameReader(control)
@@ -185,6 +191,7 @@ class _Walk:
     async def _secure(self, raw: RawConnection, peer: str, found: Found) -> SwarmConn:
         network = self._host.get_network()
         expected = ID.from_base58(peer)
+        connection = None
         try:
             with self._at(Step.HANDSHAKE):
                 secured = await network.upgrader.upgrade_security(raw, True, expected)  # type: ignore[attr-defined]
@@ -196,28 +203,40 @@ class _Walk:
         except trio.TooSlowError as error:
             if self._step is Step.MUXER:
                 raise
-            raise await who_is_there(found, error) from error
+            raise await self._who_is_there(found, error) from error
         except _ERRORS as error:
             if other := _other_peer(error):
                 raise Ends(Fault.OTHER_PEER, other) from error
             if self._step is Step.MUXER:
                 raise
-            raise await who_is_there(found, error) from error
+            raise await self._who_is_there(found, error) from error
         finally:
-            if self._step is Step.HANDSHAKE or Step.MUXER.value not in self.trail.passed:
+            if connection is None:
                 with suppress(*_ERRORS):
                     await raw.close()
         assert isinstance(connection, SwarmConn)
         self._connections.append(connection)
         return connection
 
+    async def _who_is_there(self, found: Found, error: BaseException) -> Ends:
+        """Why the handshake failed. Behind a relay there is nobody to ask again."""
+        return await who_is_there(found, error) if found else Ends(Fault.BROKEN, reason_of(error))
+
     async def _stream(self, connection: SwarmConn, protocol: TProtocol) -> NetStream:
-        stream = await connection.new_stream()
-        await self._host.multiselect_client.select_one_of(
-            [protocol], MultiselectCommunicator(stream), whole_seconds(STEP_S_MAX)
-        )  # fmt: skip
-        stream.set_protocol(protocol)
-        return stream
+        return await open_stream(self._host, connection, protocol, STEP_S_MAX)
+
+    async def _through(self, relay: SwarmConn, place: Place) -> RawConnection:
+        """What the relay passes on to the peer behind it."""
+        try:
+            stream = await self._stream(relay, HOP)
+        except MultiselectClientError as error:
+            raise Ends(Fault.NO_RELAY, "it doesn't serve as a relay") from error
+        asked = HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=ID.from_base58(place.peer).to_bytes()))
+        await write_message(stream, asked)
+        answer = await read_message(stream, HopMessage)
+        if answer.status != Status.OK:
+            raise Ends(Fault.NO_RELAY, REFUSALS.get(answer.status, f"the relay refused ({answer.status})"))
+        return Circuit(stream, True, self.trail.address.partition(CIRCUIT)[0] + CIRCUIT)
 
     async def _look(self, connection: SwarmConn) -> None:
         """Ping and identify: worth knowing, and no fault where they are missing."""

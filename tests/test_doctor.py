@@ -27,7 +27,7 @@ from p2pnode.doctor.listening import check_reach
 from p2pnode.doctor.machine import check_clock
 from p2pnode.invitation import Invitation, encode
 from p2pnode.libp2p_transport import Libp2pTransport
-from p2pnode.transport import Gate, OpenGate
+from p2pnode.transport import CIRCUIT, Gate, OpenGate
 from protocols.core import swarm_digest
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_text
@@ -153,8 +153,9 @@ async def member(
     gate: Callable[[PeerId], Gate] = lambda peer: OpenGate(),
     heard: list[bytes] | None = None,
     seed: bytes = b"",
+    **more: Any,
 ) -> AsyncIterator[str]:
-    """A libp2p node with our protocols that greets with this frame; its address. `heard`: the frames that it got."""
+    """A libp2p node with our protocols that greets with this frame; its best address. `heard`: the frames that it got."""
     seed = seed or os.urandom(32)
 
     def on_event(event: PeerUp | PeerDown | DialFailed | Frame) -> None:
@@ -164,10 +165,10 @@ async def member(
             heard.append(event.data)
             transport.hangup(event.peer, "said enough")
 
-    transport = Libp2pTransport(seed, gate=gate(Identity(seed).peer))
+    transport = Libp2pTransport(seed, gate=gate(Identity(seed).peer), **more)
     await transport.start(on_event)
     try:
-        yield transport.addresses[0]
+        yield next((address for address in transport.addresses if CIRCUIT in address), transport.addresses[0])
     finally:
         await transport.stop()
 
@@ -313,6 +314,23 @@ async def test_whoever_does_not_let_us_in_is_named(tmp_path: Path) -> None:
     says(named(findings, "peer", careless), Level.FAIL, "can't prove that it belongs to our swarm")
     says(named(findings, "peer", elsewhere), Level.FAIL, "belongs to another")
     says(named(findings, "peer", in_the_open), Level.FAIL, "open swarm, and ours is invited")
+
+
+async def test_relays_and_whom_they_lead_to(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    async with contextlib.AsyncExitStack() as stack:
+        relay = await stack.enter_async_context(member(hello("meadow"), relay=True))
+        hidden = await stack.enter_async_context(member(hello(), via=(relay,), announce=("/ip4/127.0.0.1/tcp/1",)))
+        plain = await stack.enter_async_context(member(hello()))
+        nobody = f"{relay}/p2p-circuit/p2p/{NOBODY}"
+        no_relay = f"{plain}/p2p-circuit/p2p/{NOBODY}"
+        assert CIRCUIT in hidden
+        findings = await examine(folder, config_of(folder, via=(relay, plain)), [hidden, nobody, no_relay])
+    says(named(findings, "helper", relay), Level.OK, "serves as a relay")
+    says(named(findings, "helper", plain), Level.FAIL, "doesn't serve as a relay")
+    says(named(findings, "peer", hidden), Level.OK, "at the far end of the relay", "same swarm")
+    says(named(findings, "peer", nobody), Level.FAIL, "doesn't pass us on", "no way to that peer")
+    says(named(findings, "peer", no_relay), Level.FAIL, "doesn't pass us on", "doesn't serve as a relay")
 
 
 # --- invitations --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from p2pnode.control import ask
 from p2pnode.doctor import examination
 from p2pnode.doctor.examination import examine
 from p2pnode.doctor.finding import Level
-from p2pnode.doctor.running import check_running
+from p2pnode.doctor.running import check_nat, check_running
 from tests.doctor_harness import NOBODY, config_of, named, says
 from tests.processes import P2PNODE, ROOT, environment, p2pnode, wait_for
 
@@ -188,7 +188,8 @@ def test_what_a_daemon_says_of_its_parts() -> None:
     status = {
         "trainer": {"state": "failing: RuntimeError: never", "restarts": 4}, "store": {"state": "failing: disk full"},
         "peers": 0, "uptime_s": 100.0, "faults": {"forged offer": 2}, "errors": 1,
-        "discovery": [{"source": "mdns", "error": "OSError: no route"}],
+        "discovery": [{"source": "mdns", "error": "OSError: no route"}], "budget": {"state": "spent", "until": "midnight"},
+        "nat": {"reachability": "private", "relays": [], "mapping": "differs", "helpers": []},
     }  # fmt: skip
     findings = list(check_running(status))
     says(named(findings, "trainer"), Level.FAIL, "fails again and again", "never")
@@ -197,3 +198,11 @@ def test_what_a_daemon_says_of_its_parts() -> None:
     says(named(findings, "faults"), Level.WARN, "forged offer")
     says(named(findings, "errors"), Level.WARN, "1 internal errors")
     says(named(findings, "discovery"), Level.WARN, "by mdns fails", "no route")
+    says(named(findings, "budget"), Level.WARN, "nothing crosses until midnight")
+    behind, symmetric = (one for one in findings if one.id == "nat")
+    says(behind, Level.WARN, "lets nobody in")
+    says(symmetric, Level.WARN, "symmetric NAT")
+    relayed = next(check_nat({"nat": {"reachability": "private", "relays": ["/ip4/192.0.2.1/tcp/1/p2p/x/p2p-circuit"]}}))
+    says(relayed, Level.OK, "by 1 relay")
+    says(next(check_nat({"nat": {"reachability": "public"}})), Level.OK, "others can dial this node")
+    assert next(check_nat({})).level is Level.UNKNOWN

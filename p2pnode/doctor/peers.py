@@ -162,4 +162,7 @@ def _short(peer: str) -> str:
 
 def _at(trail: Trail) -> str:
     place = place_of(trail.address)
-    return f"{place.host} port {place.port}" if place else trail.address
+    if place is None:
+        return trail.address
+    behind = "the far end of the relay at " if Step.RELAY.value in trail.passed else ""
+    return f"{behind}{place.host} port {place.port}"

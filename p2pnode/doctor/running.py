@@ -20,6 +20,7 @@ def check_running(status: dict[str, Any]) -> Iterator[Finding]:
     yield from _check_peers(status)
     yield from _check_discovery(status)
     yield from check_nat(status)
+    yield from _check_budget(status)
 
 
 def _check_parts(status: dict[str, Any]) -> Iterator[Finding]:
@@ -62,9 +63,35 @@ def _check_discovery(status: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_nat(status: dict[str, Any]) -> Iterator[Finding]:
-    """What the outside sees: reachable or not, mapped by UPnP, relayed."""
-    nat = status.get("nat")
-    if not isinstance(nat, dict):
-        yield unknown(
-            "nat", "the daemon doesn't know what is between it and the world", "name a helper node with --via to find out"
-        )
+    """What the outside sees, as helpers told the daemon: reachable or not, by which relays, through what kind of router."""
+    nat = status.get("nat") or {}
+    relays = nat.get("relays") or ()
+    match nat.get("reachability"):
+        case "public":
+            yield ok("nat", "others can dial this node: a helper has done it")
+        case "private" if relays:
+            yield ok("nat", f"this node is behind a router or firewall; others reach it by {len(relays)} relay(s)")
+        case "private":
+            text = "this node is behind a router or firewall that lets nobody in, and no relay helps"
+            yield warn("nat", text, "forward a port on the router, or name another helper node with --via")
+        case _:
+            text = "nobody has told the daemon what is between it and the world"
+            yield unknown("nat", text, "name a helper node with --via to find out; within one network it doesn't matter")
+    if nat.get("mapping") == "differs":
+        text = "the router gives this node another port for each destination (symmetric NAT): direct links rarely come about"
+        yield warn("nat", text, "links stay relayed; forward a port on the router for direct ones")
+    for helper in nat.get("helpers") or ():
+        if helper.get("error"):
+            text = f"the helper node {helper.get('address')} doesn't help ({helper['error']})"
+            yield warn("helper", text, "name another with --via", str(helper.get("address")))
+
+
+def _check_budget(status: dict[str, Any]) -> Iterator[Finding]:
+    budget = status.get("budget") or {}
+    match budget.get("state"):
+        case "no models":
+            text = f"the day's budget is nearly used up, so no models cross until {budget.get('until')}"
+            yield warn("budget", text, "raise --budget, or wait")
+        case "spent":
+            text = f"the day's budget is used up, so nothing crosses until {budget.get('until')}"
+            yield warn("budget", text, "raise --budget, or wait")
