@@ -35,22 +35,27 @@ def screen(document: Document) -> list[str]:
 
 def _node(document: Document) -> Lines:
     """Who it is and what it has learnt."""
-    get = document.get
+
+    def get(key: str) -> Any:
+        value = document.get(key)
+        return UNKNOWN if value is None else value
+
+    figure = document.get
     access = "ANYBODY may join" if get("access") == OPEN else "others join by `p2pnode invite`"
     return [
-        ("node", f"{get('name')} ({get('peer_id')}), process {get('pid')}, {get('state')}, up {duration(get('uptime_s'))}"),
+        ("node", f"{get('name')} ({get('peer_id')}), process {get('pid')}, {get('state')}, up {duration(figure('uptime_s'))}"),
         ("swarm", f"{get('swarm')}, task {get('task')}"),
-        ("access", f"{get('access') or UNKNOWN}: {access}"),
-        ("address", str(get("join") or UNKNOWN)),
-        *_reach(get("nat") or {}),
-        ("age", f"{count(get('age'))} local updates seen, {count(get('steps'))} of them here"),
-        ("merges", f"{count(get('merges'))}, {count(get('merges_refused'))} refused"),
-        ("loss", f"train {number(get('train_loss'))}, test {number(get('test_loss'))}"),
-        ("accuracy", f"test {percent(get('test_accuracy'))}, alone {percent(get('alone_accuracy'))}"),
-        ("speed", f"{number(get('samples_per_second'), 0)} samples per second"),
-        ("traffic", f"{size(get('bytes_sent'))} sent, {size(get('bytes_received'))} received{_budget(get('budget'))}"),
-        ("peers", f"{count(get('peers'))} active, {count(get('peers_known'))} more known"),
-    ]
+        ("access", f"{get('access')}: {access}"),
+        ("address", str(get("join"))),
+        *_reach(figure("nat") or {}),
+        ("age", f"{count(figure('age'))} local updates seen, {count(figure('steps'))} of them here"),
+        ("merges", f"{count(figure('merges'))}, {count(figure('merges_refused'))} refused"),
+        ("accuracy", f"test {percent(figure('test_accuracy'))}, alone {percent(figure('alone_accuracy'))}"),
+        ("loss", f"test {number(figure('test_loss'))}, train {number(figure('train_loss'))} at "
+                 f"{number(figure('samples_per_second'), 0)} samples per second"),
+        ("traffic", f"{size(figure('bytes_sent'))} sent, {size(figure('bytes_received'))} received{_budget(figure('budget'))}"),
+        ("peers", f"{count(figure('peers'))} active, {count(figure('peers_known'))} more known"),
+    ]  # fmt: skip
 
 
 def _reach(nat: Document) -> Lines:
