@@ -94,10 +94,11 @@ class Nat:
         async with trio.open_nursery() as nursery:
             for helper in self._helpers:
                 nursery.start_soon(self._keep, host, helper)
-            while not self._serves:
+            while True:
                 await trio.sleep(LOOK_S * self._rng.uniform(0.7, 1.3))
-                await self._look(host, nursery)
-            await trio.sleep_forever()
+                self._changed()  # interfaces come and go
+                if not self._serves:
+                    await self._look(host, nursery)
 
     @property
     def public(self) -> bool:
