@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from p2pnode import Config, Node, discovery
+from p2pnode import Config, Node, discovery, libp2p_nat
 from p2pnode.libp2p_transport import Libp2pTransport
 from tests.small_task import make_task
 from tests.test_mdns import namespace as namespace  # a fixture
+from tests.test_mdns import shell
 
 QUICK: dict[str, Any] = {
     "evaluate_every_s": 0.5, "save_every_s": 5.0, "cycle_s": 0.1, "threads": 1, "shard_count": 2, "swarm": "meeting",
@@ -94,3 +95,15 @@ async def test_nodes_that_know_only_a_helper_meet_also_when_it_was_away(tmp_path
             await until(lambda: source(a, "dht")["error"] is None)
         finally:
             await again.stop()
+
+
+async def test_an_interface_that_comes_later_is_told_to_others(
+    namespace: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libp2p_nat, "LOOK_S", 0.3)
+    async with make(tmp_path / "a", listen=("/ip4/0.0.0.0/tcp/45321",)) as a:
+        assert [address.partition("/p2p/")[0] for address in a.addresses] == ["/ip4/127.0.0.1/tcp/45321"]
+        assert shell("ip link add v0 type veth peer name v1 && ip link set v0 up && ip addr add 10.9.0.1/24 dev v0")
+        await until(lambda: a.addresses[0].startswith("/ip4/10.9.0.1/tcp/45321/"))
+        assert a._parts is not None
+        assert a._parts.core._members.addresses == a.addresses
