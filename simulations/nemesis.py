@@ -1,4 +1,4 @@
-"""What goes wrong, and when: nodes that leave, vanish and join.
+"""What goes wrong, and when: nodes that leave, vanish and join, links that break.
 
 Owns the schedule of misfortune, drawn in full before the run from the run's seed, so that the number of identities is known
 and another scenario key doesn't shift it. It must never decide who is hit by looking at what would hurt least: victims are drawn
@@ -24,6 +24,7 @@ class Act(Enum):
     LEAVE = "leave"  # a node says goodbye and stops
     VANISH = "vanish"  # a node's power fails
     JOIN = "join"  # somebody new comes
+    CUT = "cut"  # a link breaks, with all that is under way on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Misfortune:
 
 
 def schedule(scenario: Scenario, randomness: Random) -> list[Misfortune]:
-    """All acts of a run, in order. Each virtual minute has its share of leavers and joiners, at random moments in it."""
+    """All acts of a run, in order. Each virtual minute has its share of leavers and joiners, at random moments in it; cuts fall
+    anywhere."""
     until = scenario.seconds - scenario.heal_s
     acts: list[Misfortune] = []
     minute, owed_leave, owed_join = 0, 0.0, 0.0
@@ -48,4 +50,6 @@ def schedule(scenario: Scenario, randomness: Random) -> list[Misfortune]:
         acts.extend(Misfortune((minute + randomness.random()) * MINUTE_S, Act.JOIN) for _ in range(int(owed_join)))
         owed_leave, owed_join = owed_leave % 1, owed_join % 1
         minute += 1
+    cuts = int(scenario.cuts_per_minute * scenario.nodes * until / MINUTE_S)
+    acts.extend(Misfortune(randomness.random() * until, Act.CUT) for _ in range(cuts))
     return sorted((one for one in acts if one.at < until), key=lambda one: one.at)

@@ -225,6 +225,12 @@ class Network:
             flushed = min(max(now, end.leaves), now + FLUSH_S_MAX)
             self._world.at(flushed, partial(self._close, link, end, reason))
 
+    def cut(self, one: int, other: int) -> None:
+        """The link between two nodes breaks, with all that is under way on it; both are told at once."""
+        link = self._links[one][other]
+        for end in list(link.ends.values()):
+            self._lower(link, end, "link cut")
+
     def _close(self, link: _Link, end: _End, reason: str) -> None:
         """One end goes down; the other hears of it behind everything that is under way."""
         if end.state is _State.DOWN:
@@ -261,6 +267,12 @@ class Network:
                 self._close(link, end, "process ended")
 
     # --- looking in ---------------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> list[tuple[int, int]]:
+        """The links that are up at both ends, as pairs of node numbers, sorted."""
+        pairs = ((index, other, link) for index, links in self._links.items() for other, link in links.items() if index < other)
+        return sorted((a, b) for a, b, link in pairs if all(end.state is _State.UP for end in link.ends.values()))
 
     def links_of(self, machine: Machine) -> int:
         """Links that `machine` was told are up and hasn't hung up on."""

@@ -84,6 +84,7 @@ class Scenario:
     leave_per_minute: float = _within(0.0, 0, 100)  # share of the nodes
     join_per_minute: float = _within(0.0, 0, 100)
     crash_share: float = _within(0.5, 0, 1)  # of those who leave: vanish without a goodbye and without closing links
+    cuts_per_minute: float = _within(0.0, 0, 10_000)  # links that break, per node; both ends are told at once
     heal_s: float = _within(0.0, 0, 1e6)  # faults end so long before the end
     grace_s: float = _within(30.0, 0, 1e6)  # a node younger than this may be without peers
 

@@ -99,7 +99,7 @@ class Simulation:
         self._began = time.perf_counter()
         self.world = World(scenario.seed)
         self._acts = schedule(scenario, self.world.randomness("nemesis"))
-        self._victims = self.world.randomness("victims")
+        self._victims, self._cuts = self.world.randomness("victims"), self.world.randomness("cuts")
         self._identities = scenario.nodes + sum(1 for one in self._acts if one.act is Act.JOIN)
         self.graph = topology.neighbours(scenario.topology, scenario.nodes, scenario.degree, self.world.seed("topology"))
         self._limits = scenario.protocol_limits()
@@ -145,6 +145,8 @@ class Simulation:
             if one.act is Act.JOIN:
                 world.at(one.at, partial(self._start, joiner))
                 joiner += 1
+            elif one.act is Act.CUT:
+                world.at(one.at, self._cut)
             else:
                 world.at(one.at, partial(self._take_away, one.act))
         if scenario.loss:
@@ -189,6 +191,11 @@ class Simulation:
                 self.nodes[index].vanish()
             else:
                 self.nodes[index].leave()
+
+    def _cut(self) -> None:
+        """A link breaks."""
+        if links := self.network.up:
+            self.network.cut(*self._cuts.choice(links))
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 

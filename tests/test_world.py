@@ -220,6 +220,20 @@ def test_a_flush_does_not_last_for_ever() -> None:
     assert not bench.machines[1].up
 
 
+def test_a_link_that_is_cut_loses_what_is_under_way_and_both_are_told() -> None:
+    bench = Bench().connected()
+    assert bench.network.up == [(0, 1)]
+    bench.send(0, 1, b"x" * 1000)
+    bench.network.cut(0, 1)
+    assert bench.network.up == []
+    bench.world.run(2.0)
+    assert [bench.machines[n].last() for n in (0, 1)] == [(1.0, PeerDown(bench.machines[1 - n].peer, "link cut")) for n in (0, 1)]
+    bench.dial(1, 0)
+    bench.world.run(3.0)
+    assert bench.network.up == [(0, 1)]
+    assert not bench.machines[1].frames()
+
+
 def test_two_who_dial_each_other_get_one_link() -> None:
     bench = Bench()
     bench.dial(0, 1)
