@@ -33,7 +33,7 @@ from protocols.identity import Identity, PeerId, peer_text
 from tests.stranger import line
 from tests.transports import SECONDS, Libp2pWorld, Node, seed
 
-ATTEMPTS = int(os.environ.get("ACCESS_ATTEMPTS", "64"))
+ATTEMPTS = int(os.environ.get("ACCESS_ATTEMPTS", "200"))
 KINDS = 8
 NOBODY = Known({})
 
