@@ -100,7 +100,7 @@ def check_disk(folder: Path) -> Iterator[Finding]:
 
 def check_descriptors(pid: int | None, limits: TransportLimits) -> Iterator[Finding]:
     """Whether as many connections as we allow fit under the limit on open files (of process `pid`, or else of this one)."""
-    need = limits.connections_max + DESCRIPTORS_BESIDE
+    need = limits.connections_max + limits.dials_max + DESCRIPTORS_BESIDE
     have = _descriptors_of(pid)
     if have is None:
         yield unknown("descriptors", f"nobody can say how many files process {pid} may open; it needs {need}")
