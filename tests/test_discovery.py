@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,13 @@ import pytest
 
 from p2pnode import discovery as discovery_module
 from p2pnode.discovery import ADDRESSES_MAX, GIVEN_MAX, HEARD_MAX, Asked, Discovery, Given, Hear, Heard, usable
+from protocols import effects as fx
+from protocols import events as ev
 from protocols.identity import Identity, peer_text
+from protocols.limits import LAPTOP
+from tests.core_harness import Bench
+from tests.core_harness import address as core_address
+from tests.core_harness import identity as core_identity
 
 ME = Identity(b"\x63" * 32).peer
 
@@ -268,3 +275,24 @@ def test_usable_addresses_are_few_short_and_name_a_peer() -> None:
     assert usable([A + "é", " " + A, A[1:], A + "/p2p-circuit", "/p2p/" + A.rpartition("/")[2]]) == ()
     relayed = f"{A}/p2p-circuit/p2p/{B.rpartition('/')[2]}"
     assert usable([relayed]) == (relayed,)
+
+
+# --- what the core makes of it ------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_address_of_a_known_peer_is_dialled_too_and_first_once_the_old_one_has_failed() -> None:
+    bench = Bench(contacts=[1])
+    fresh = core_address(1).replace("/sim/1", "/sim/99")
+    bench.do(ev.Join((fresh,)))
+    assert Bench.of(fx.Dial, bench.all) == [fx.Dial(core_identity(1).peer, (core_address(1), fresh))]
+    bench.do(ev.DialFailed(core_identity(1).peer, (core_address(1), fresh), "no answer"))
+    assert Bench.of(fx.Dial, bench.wait(LAPTOP.redial_s_max)) == [fx.Dial(core_identity(1).peer, (fresh, core_address(1)))]
+
+
+def test_a_flood_of_names_neither_fills_the_table_of_seeds_nor_keeps_new_ones_out() -> None:
+    bench = Bench(limits=replace(LAPTOP, contacts_known_max=8, dials_max=1))
+    bench.do(ev.Join(tuple(core_address(n) for n in range(1, 40))))
+    bench.do(ev.Join((core_address(1), core_address(39))))
+    seeds = bench.core._members._seeds
+    assert len(seeds) == 8
+    assert list(seeds)[-2:] == [core_identity(1).peer, core_identity(39).peer]

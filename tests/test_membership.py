@@ -72,24 +72,6 @@ def test_a_graylisted_seed_is_redialled_with_backoff_and_does_not_keep_a_dial() 
         assert not dials(bench.down(1)), "no busy loop"
 
 
-def test_a_fresh_address_of_a_known_peer_is_dialled_too_and_first_once_the_old_one_has_failed() -> None:
-    bench = Bench(contacts=[1])
-    fresh = address(1).replace("/sim/1", "/sim/99")
-    bench.do(ev.Join((fresh,)))
-    assert dials(bench.all) == [fx.Dial(identity(1).peer, (address(1), fresh))]
-    bench.do(ev.DialFailed(identity(1).peer, (address(1), fresh), "no answer"))
-    assert dials(bench.wait(LAPTOP.redial_s_max)) == [fx.Dial(identity(1).peer, (fresh, address(1)))]
-
-
-def test_a_flood_of_names_neither_fills_the_table_of_seeds_nor_keeps_new_ones_out() -> None:
-    bench = Bench(limits=replace(LAPTOP, contacts_known_max=8, dials_max=1))
-    bench.do(ev.Join(tuple(address(n) for n in range(1, 40))))
-    bench.do(ev.Join((address(1), address(39))))
-    seeds = bench.core._members._seeds
-    assert len(seeds) == 8
-    assert list(seeds)[-2:] == [identity(1).peer, identity(39).peer]
-
-
 def test_joins_keep_every_address_of_a_seed_and_ignore_what_names_no_peer() -> None:
     bench = Bench()
     bench.do(ev.DialFailed(None, ("/ip4/1.2.3.4/tcp/1",), "the core never asked for this"))
