@@ -16,12 +16,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocols import effects as fx
 from protocols import events as ev
-from protocols.core import Core, CoreSettings, Phase
+from protocols.core import Core, CoreSettings, Phase, swarm_digest
 from protocols.gossip import ModelState
 from protocols.limits import EDGE, LAPTOP
 from protocols.links import State
-from protocols.messages import Bye, Contact, Goodbye, Hello, Neighbour, NeighbourReply, Ping, Pong, SignedOffer
-from protocols.wire import decode
+from protocols.messages import (
+    Bye,
+    Contact,
+    Goodbye,
+    Hello,
+    Neighbour,
+    NeighbourReply,
+    Ping,
+    Pong,
+    Revocations,
+    RevocationsKnown,
+    SignedOffer,
+)
+from protocols.wire import decode, sign_revocation
 from tests.core_harness import (
     SCHEMA,
     SIZE,
@@ -136,7 +148,9 @@ TIMES = st.sampled_from((0.0, 1e-9, 0.01, 1.0, 4.999, 5.0, 10.0, 61.0, 700.0))
 MESSAGES = st.sampled_from(
     [Hello(make_core(0)._swarm, b"schema of tests!", (address(3),)), Hello(bytes(16), bytes(16), ()), Bye(Goodbye.IDLE, ""),
      Bye(Goodbye.OTHER_SWARM, "x"), Bye(Goodbye.LEAVING, "x"), Neighbour(True, True), Neighbour(False, False),
-     NeighbourReply(True), NeighbourReply(False), Ping(1), Pong(1)]
+     NeighbourReply(True), NeighbourReply(False), Ping(1), Pong(1), RevocationsKnown(bytes(16)),
+     *(Revocations((sign_revocation(identity(by), swarm_digest(SWARM), identity(victim).peer, b"secret"),))
+       for by, victim in ((1, 2), (2, 1), (3, 4), (4, 9), (5, 0)))]
 )  # fmt: skip
 
 
@@ -221,6 +235,15 @@ class Anything(RuleBasedStateMachine):
             self.take(self.bench.tick(max(0.0, self.bench.core.deadline - self.bench.now)))
             assert self.bench.core.deadline > self.bench.now, "a busy loop"
 
+    @rule(number=PEERS, secret=st.binary(max_size=2), allowed=st.booleans())
+    def revoke_or_allow(self, number: int, secret: bytes, allowed: bool) -> None:
+        peer = identity(number).peer
+        self.take(self.bench.do(ev.Allow(peer) if allowed else ev.Revoke(peer, secret)))
+
+    @rule(bulk=st.booleans())
+    def metered(self, bulk: bool) -> None:
+        self.take(self.bench.do(ev.Metered(bulk)))
+
     @rule(chance=st.integers(0, 30))
     def leave(self, chance: int) -> None:
         if chance == 0:
@@ -237,6 +260,10 @@ class Anything(RuleBasedStateMachine):
             assert link.state is State.OPEN
         assert all(peer not in core._members.active for peer in core._members.passive)
         assert identity(0).peer not in core._members.passive
+        shut_out = self.bench.core.snapshot(self.bench.now).shut_out
+        assert not any(peer in core._members.active or peer in core._members.passive for peer in shut_out)
+        assert all(core._links[peer].state is State.CLOSING for peer in shut_out if peer in core._links)
+        assert core._gossip.pulling.bulk or not core._transfers.fetching
         assert set(core._gossip.pulling._fetching) == set(core._transfers.fetching)
         assert set(core._gossip.pulling._parked) == set(core._transfers.parked)
 

@@ -11,7 +11,7 @@ import pytest
 
 from protocols import effects as fx
 from protocols import events as ev
-from protocols.core import Core, Phase
+from protocols.core import Core, Phase, swarm_digest
 from protocols.identity import SIGNATURE_BYTES
 from protocols.limits import EDGE, LAPTOP, Limits
 from protocols.links import State
@@ -29,18 +29,20 @@ from protocols.messages import (
     NeighbourReply,
     Ping,
     Pong,
+    Revocations,
+    RevocationsKnown,
     Shuffle,
     SignedOffer,
     Want,
 )
 from protocols.scoring import Scores
-from protocols.wire import Type, decode, encode
+from protocols.wire import Type, decode, encode, sign_revocation
 from tests import corpus
-from tests.core_harness import SCHEMA, SIZE, Bench, check_tables, contact, digest_of, identity, offer_of
+from tests.core_harness import SCHEMA, SIZE, SWARM, Bench, check_tables, contact, digest_of, identity, offer_of
 from tests.test_wire import GENERATED, GENERATED_SEED
 
 GREETING, OPEN, ACTIVE, CLOSING, UNKNOWN = range(1, 6)
-KINDS = (fx.Dial, fx.Hangup, fx.Send, fx.SendBlob, fx.WriteChunk, fx.Discard, fx.Train, fx.Merge, fx.Store, fx.Report)
+KINDS = (fx.Dial, fx.Hangup, fx.Send, fx.SendBlob, fx.WriteChunk, fx.Discard, fx.Train, fx.Merge, fx.Store, fx.Report, fx.Revoked)
 
 
 def state(core: Core, number: int) -> State | None:
@@ -136,7 +138,7 @@ class Flood:
     def message(self, number: int) -> Message:
         draw = self.draw
         digest = draw.choice(self.offers).offer.digest if draw.random() < 0.8 else Digest(draw.randbytes(32))
-        match draw.randrange(14):
+        match draw.randrange(16):
             case 0 if draw.random() < 0.2:
                 return Hello(bytes(16), SCHEMA, ())
             case 1 if draw.random() < 0.2:
@@ -155,6 +157,11 @@ class Flood:
                 return Want(draw.choice((digest, digest_of("own"))), draw.randrange(3), draw.randrange(3))
             case 9:
                 return Gone(digest)
+            case 14 if draw.random() < 0.3:
+                return RevocationsKnown(draw.randbytes(16))
+            case 15 if draw.random() < 0.3:
+                victims = (identity(30_000 + draw.randrange(500)).peer for _ in range(draw.randrange(1, 9)))
+                return Revocations(tuple(sign_revocation(identity(number), swarm_digest(SWARM), v, b"flood") for v in victims))
             case 10:
                 return Chunk(digest, draw.randrange(3), bytes(32 * draw.randrange(3)), draw.randbytes(draw.choice((0, 5, SIZE))))
             case _:
@@ -202,6 +209,8 @@ def test_every_table_stays_within_its_limit_under_a_flood(limits: Limits, peers:
         heard += state(bench.core, number) is State.OPEN
         effects = bench.raw(number, flood.frame(number), after=draw.choice((0.0, 0.001, 0.2)))
         answer(bench, effects, draw)
+        if draw.random() < 0.002:
+            answer(bench, bench.do(ev.Metered(draw.random() < 0.8)), draw)
         if draw.random() < 0.02 and bench.core.snapshot(bench.now).phase is Phase.TRAINING:
             answer(bench, bench.train("own"), draw)
         if draw.random() < 0.1:
