@@ -27,6 +27,7 @@ from libp2p.io.exceptions import IOException
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.envelope import consume_envelope
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status
@@ -54,6 +55,8 @@ from protocols.wire import SCHEMA_BYTES, VERSION, decode, encode
 RELAY_S_MAX = 10.0  # the relay has to ask the peer, who may be slow
 PROTOCOLS_MAX = 64  # of those that a peer lists
 IDENTIFY_BYTES_MAX = 64 * 1024  # the package's own answers have under 1 KiB
+RECORD_DOMAIN = "libp2p-peer-record"
+YEAR_2100 = 4_102_444_800.0  # a number beyond it is no time
 PING_BYTES = 32  # libp2p's ping
 CLOSE_S_MAX = 1.0
 REFUSAL_S_MAX = 1.0  # for a peer to refuse our hello; a moment, and nothing is lost if it takes longer
@@ -255,6 +258,7 @@ class _Walk:
                 agent=_printable(said.agent_version),
                 protocols=tuple(_printable(name) for name in said.protocols[:PROTOCOLS_MAX]),
                 observed=str(Multiaddr(said.observed_addr)) if said.observed_addr else "",
+                record_at=_signed_at(said.signedPeerRecord, connection),
             )
 
     # our own
@@ -331,6 +335,19 @@ def _other_peer(error: BaseException) -> str:
             return found[1]
         at = at.__cause__
     return ""
+
+
+def _signed_at(envelope: bytes, connection: SwarmConn) -> float | None:
+    """When the peer signed its record, by its own clock (Unix seconds); None when it doesn't say so.
+
+    A record's number is a time by custom only: nanoseconds in go and py, milliseconds in js.
+    """
+    try:
+        record = consume_envelope(envelope, RECORD_DOMAIN)[1]
+    except Exception:  # protobuf, keys, signature: a dozen kinds
+        return None
+    at = record.seq / (1e9 if record.seq > 1e15 else 1e3)
+    return at if record.peer_id == connection.muxed_conn.peer_id and at < YEAR_2100 else None
 
 
 def _printable(text: str) -> str:

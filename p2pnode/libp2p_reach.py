@@ -42,8 +42,8 @@ async def resolve(place: Place) -> Found:
 
 
 async def connect_any(found: Found) -> trio.SocketStream:
-    """A connection to the first address that takes one. Raises Ends."""
-    last: OSError | None = None
+    """A connection to the first address that takes one. Raises Ends, with the failure that tells most."""
+    failures: list[OSError] = []
     for family, where in found:
         one = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -51,14 +51,15 @@ async def connect_any(found: Found) -> trio.SocketStream:
                 await one.connect(where)
                 return trio.SocketStream(one)
         except OSError as error:
-            last = error
+            failures.append(error)
         except BaseException:
             one.close()
             raise
         one.close()
-    if last is None:
+    if len(failures) < len(found):
         raise Ends(Fault.SILENT)
-    raise Ends(_socket_fault(last), last.strerror or str(last))
+    told = next((error for error in failures if _socket_fault(error) is not Fault.NO_ROUTE), failures[0])
+    raise Ends(_socket_fault(told), told.strerror or str(told))
 
 
 def _socket_fault(error: OSError) -> Fault:

@@ -74,7 +74,8 @@ class Trail:
     """How far a probe came. `passed`: the steps that were good; `fault` '' when all were.
 
     `ping_ms`: a libp2p ping's round trip; `agent`, `protocols`, `observed`: what identify answered (the last: our address as that
-    peer sees it); `connected`: our daemon has a link to this peer, so nothing was probed.
+    peer sees it); `record_at`: when the peer signed its record, by its own clock, in Unix seconds; `connected`: our daemon has a
+    link to this peer, so nothing was probed.
     """
 
     address: str
@@ -87,6 +88,7 @@ class Trail:
     agent: str = ""
     protocols: tuple[str, ...] = ()
     observed: str = ""
+    record_at: float | None = None
     schema_compared: bool = False
     connected: bool = False
     seconds: float = 0.0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from libp2p.peer import peer_record
 
 from p2pnode import keyring
 from p2pnode.access import Access, Known
@@ -314,6 +315,17 @@ async def test_whoever_does_not_let_us_in_is_named(tmp_path: Path) -> None:
     says(named(findings, "peer", careless), Level.FAIL, "can't prove that it belongs to our swarm")
     says(named(findings, "peer", elsewhere), Level.FAIL, "belongs to another")
     says(named(findings, "peer", in_the_open), Level.FAIL, "open swarm, and ours is invited")
+
+
+async def test_a_peer_whose_clock_is_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path)
+    async with member(hello()) as address:
+        says(named(await examine(folder, config_of(folder), [address]), "clock", address), Level.OK, "agrees")
+    monkeypatch.setattr(peer_record, "_last_timestamp", time.time_ns() + 7200 * 10**9)  # records are numbered upwards from here
+    async with member(hello()) as address:
+        findings = await examine(folder, config_of(folder), [address])
+    says(named(findings, "clock", address), Level.WARN, "at least 120 minutes ahead")
+    says(named(findings, "peer", address), Level.OK, "same swarm")
 
 
 async def test_relays_and_whom_they_lead_to(tmp_path: Path) -> None:

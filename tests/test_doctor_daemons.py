@@ -150,6 +150,17 @@ def test_a_newcomer_with_an_invitation_would_come_in(pair: tuple[Path, str], tmp
     assert not (tmp_path / "new").exists(), "nothing is made"
 
 
+def test_a_running_daemon_walks_to_whom_it_was_told(pair: tuple[Path, str]) -> None:
+    bob, _ = pair
+    address = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
+    ask(bob, {"do": "join", "address": address})
+    done = p2pnode("doctor", "--data-dir", bob, "--json", P2PNODE_MDNS="false")
+    told = {one["about"]: one["text"] for one in json.loads(done.stdout)["findings"] if one["id"] == "peer"}
+    assert done.returncode == 1
+    assert len(told) == 2, "alice and the new one"
+    assert "nothing listens on its port 1" in told[address]
+
+
 async def test_a_daemon_that_hangs(pair: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     bob, _ = pair
     monkeypatch.setattr(examination, "STATUS_S_MAX", 1.0)

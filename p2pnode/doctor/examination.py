@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +169,8 @@ async def _walk(case: Case, targets: invitations.Targets) -> list[Finding]:
     if not targets.addresses and (case.given or case.status is None):
         return []
     trails, swarm = await _trails(case, targets)
-    return [peers.of_peer(trail, swarm) for trail in trails]
+    now = time.time()
+    return [finding for trail in trails for finding in (peers.of_peer(trail, swarm), *peers.of_clocks(trail, now))]
 
 
 async def _walk_to_helpers(case: Case) -> list[Finding]:

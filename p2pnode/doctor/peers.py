@@ -6,8 +6,11 @@ says nothing are different things, and are told apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from p2pnode.doctor.finding import Finding, Level, fail, ok, warn
 from p2pnode.errors import redact
+from p2pnode.invitation import SKEW_S_MAX
 from p2pnode.probing import Fault, Step, Trail, place_of
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"  # circuit relay v2: whoever serves as a relay lists it
@@ -28,6 +31,21 @@ def of_peer(trail: Trail, swarm: str) -> Finding:
         )
     level, text, advice = _words(trail, swarm)
     return Finding("peer", level, text, advice, trail.address)
+
+
+def of_clocks(trail: Trail, now: float) -> Iterator[Finding]:
+    """What the peer's clock says against ours, `now` (Unix seconds), as far as one can see.
+
+    The peer signed its record some time ago: a time ahead of ours proves that the clocks differ, one just behind that they don't.
+    """
+    if trail.record_at is None:
+        return
+    ahead = trail.record_at - now
+    if ahead > SKEW_S_MAX:
+        text = f"the clock of {_short(trail.peer)} is at least {ahead / 60:.0f} minutes ahead of the one here"
+        yield warn("clock", text, "set the one that is wrong: invitations expire by the clock (`timedatectl`)", trail.address)
+    elif ahead > -SKEW_S_MAX:
+        yield ok("clock", f"the clock of {_short(trail.peer)} agrees with the one here", trail.address)
 
 
 def of_helper(trail: Trail) -> Finding:
