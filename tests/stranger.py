@@ -121,6 +121,26 @@ class Stranger:
         self.stream(1, line("/multistream/1.0.0") + line(names[0]) + hello[: len(hello) - cut])
         self.stream(3, line("/multistream/1.0.0") + line(names[1]))
 
+    def leave(self) -> None:
+        """Hang up."""
+        self.socket.close()
+        raise EOFError("gone")
+
+    def open_streams(self, flags: int) -> None:
+        """Open one stream after the other until the other side has had enough."""
+        for number in range(1, 20_001, 2):
+            self.send(yamux(WINDOW, SYN | flags, number, 0))
+
+    def ping(self) -> None:
+        """Ping for ever."""
+        while True:
+            self.send(yamux(PING, SYN, 0, 7) * 100)
+            self.read(12 * 100)
+
+    def boast(self) -> None:
+        """Announce a line of a terabyte on a stream, and begin it."""
+        self.stream(1, bytes([0x80, 0x80, 0x80, 0x80, 0x80, 0x20]) + bytes(60_000))
+
 
 HALF_FRAME = (1000).to_bytes(4, "big") + bytes(500)
 
@@ -133,6 +153,16 @@ PHASES: dict[str, Callable[[Stranger, bytes], None]] = {
     "no protocol": lambda stranger, seed: (stranger.mux(seed), stranger.stream(1, line("/multistream/1.0.0")[:7]))[0],
     "half a hello": lambda stranger, seed: stranger.greet(seed, cut=5),
     "half a frame": lambda stranger, seed: stranger.greet(seed, HALF_FRAME),
+}
+FLOODS: dict[str, Callable[[Stranger, bytes], None]] = {
+    "come and go": lambda stranger, seed: stranger.leave(),
+    "garbage": lambda stranger, seed: stranger.send(os.urandom(1000)),
+    "an endless line": lambda stranger, seed: stranger.send(b"\xff\xff\xff\xff\xff\x20" + bytes(100_000)),
+    "an endless line on a stream": lambda stranger, seed: (stranger.mux(seed), stranger.boast())[0],
+    "a handshake and gone": lambda stranger, seed: (stranger.mux(seed), stranger.leave())[0],
+    "streams that stay": lambda stranger, seed: (stranger.mux(seed), stranger.open_streams(0))[0],
+    "streams that end": lambda stranger, seed: (stranger.mux(seed), stranger.open_streams(RST))[0],
+    "pings": lambda stranger, seed: (stranger.mux(seed), stranger.ping())[0],
 }
 
 
@@ -149,7 +179,7 @@ def main(phases: str, port: int, count: int, addresses: int) -> None:
     for number, phase in enumerate(phases.split(",") * count):
         try:
             stranger = Stranger(port, everywhere[number % addresses])
-            PHASES[phase](stranger, os.urandom(32))
+            (PHASES | FLOODS)[phase](stranger, os.urandom(32))
             held[stranger.socket.fileno()] = stranger
         except (OSError, EOFError):
             refused += 1
