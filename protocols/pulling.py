@@ -148,9 +148,10 @@ class Pulling:
             self._transfers.fetch(offer.digest, offer.size, candidate.sources, until, self._whole_bytes, turn)
 
     def _resume(self, digest: Digest, turn: Turn) -> None:
-        """Go on with what is parked, unless there is no place for it, or a newer model of the author is on its way."""
+        """Go on with what is parked, unless there is no place for it, or another model of the author is here or on its way."""
         candidate = self._parked[digest]
-        if self._full or not self._transfers.place_free or candidate.offer.author in self._busy():
+        author = candidate.offer.author
+        if self._full or not self._transfers.place_free or author in self._busy() or author in self._ready:
             return
         self._fetching[digest] = self._parked.pop(digest)
         self._transfers.resume(digest, candidate.sources, turn)
@@ -175,6 +176,7 @@ class Pulling:
     def on_fetched(self, digest: Digest, turn: Turn) -> None:
         """A blob is whole and verified."""
         fetched = self._fetching.pop(digest)
+        assert fetched.offer.author not in self._ready, "one model of an author at a time"
         self._ready[fetched.offer.author] = fetched
         self.pull(turn)
 
@@ -192,6 +194,7 @@ class Pulling:
 
     def came_back(self, peer: PeerId, turn: Turn) -> None:
         """`peer` is an active peer (again): go on with what it was in the middle of delivering."""
+        self._reconcile()
         known = self._transfers.came_back(peer)
         for digest in known:
             if digest in self._fetching:

@@ -2,8 +2,8 @@
 
 A node may publish faster than its peers can fetch. If every new model pushed an old one out, a transfer that outlasts a few
 rounds would never end: its reader would be told that the model is gone, begin the next one, and merge nothing for ever. So a
-model that was asked for lately stays, up to a bound, at which those that nobody asks for go first; and a peer may ask for the same
-model a few times over, not for ever.
+model that was asked for lately stays, up to a bound, at which those that nobody asks for go first; and a peer may ask for the
+same model a few times over, not for ever.
 
 Owns the shelf and its quotas. The bytes stay with the driver (`SendBlob`); a blob stays with the driver while it is on the shelf.
 """

@@ -104,6 +104,29 @@ def test_a_source_that_is_back_without_the_model_gives_its_newer_one() -> None:
     assert bench.core.snapshot(bench.now).parked == 0
 
 
+def test_two_halves_of_one_author_are_finished_one_after_the_other() -> None:
+    bench = fetching(1)
+    assert send(bench, 1, 0)
+    bench.say(1, Gone(DIGEST))
+    bench.say(1, offer_of(1, 2, "newer", size=BIG))
+    bench.chunk(1, "newer", 0, BIG)
+    bench.say(1, Gone(digest_of("newer", BIG)))
+    assert bench.core.snapshot(bench.now).parked == 2
+    bench.befriend(2, 3)
+    bench.say(2, offer_of(1, 1, "big", size=BIG))
+    bench.say(3, offer_of(1, 2, "newer", size=BIG))
+    for index in range(1, CHUNKS):
+        assert send(bench, 2, index)
+    seen = bench.core.snapshot(bench.now)
+    assert (seen.models_ready, seen.fetches, seen.parked) == (1, 0, 1)
+    effects = bench.round("mine", BIG)
+    assert fx.Discard(DIGEST) in effects
+    assert asked(bench, 3, bench.all) == [1, 2, 3, 4]
+    for index in range(1, CHUNKS):
+        bench.chunk(3, "newer", index, BIG)
+    assert [i.digest for m in Bench.of(fx.Merge, bench.round("more", BIG)) for i in m.inputs] == [digest_of("newer", BIG)]
+
+
 def test_what_is_parked_counts_and_gives_way_to_what_is_fresh_oldest_first() -> None:
     bench = Bench(size=BIG, limits=replace(LAPTOP, fetch_bytes_max=3 * BIG))
     bench.tick()
