@@ -144,7 +144,7 @@ def _announce(node: Node, screen: Screen) -> None:
     """The one answer: how others join. The only place besides `p2pnode invite` where an invitation is printed."""
     status = node.status()
     is_open = status["access"] == OPEN
-    join = status["join"] if is_open else node.admission.invite() if node.admission.possible else None
+    join = status["join"] if is_open else node.admission.invitation
     if screen.as_json:
         screen.document({**{key: status[key] for key in START_KEYS}, "join": join})
     elif is_open:

@@ -141,6 +141,11 @@ class Access:
         return INVITED if state.ring.keys else JOINING if state.invitation else WAITING
 
     @property
+    def given(self) -> Invitation | None:
+        """The invitation, with its secret, that this node has and hasn't used."""
+        return self._state.invitation
+
+    @property
     def allowed(self) -> tuple[PeerId, ...]:
         """Whom a person let in by peer id, in order."""
         return tuple(sorted(self._state.allowed))

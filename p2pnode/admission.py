@@ -13,7 +13,7 @@ from p2pnode.access import Access, OpenAccess
 from p2pnode.config import Config
 from p2pnode.entry import invitation_document, invite, peer_named, resting, where
 from p2pnode.errors import ConfigError
-from p2pnode.invitation import LIFE_S
+from p2pnode.invitation import LIFE_S, encode
 from protocols.events import Allow, Event, Revoke
 
 
@@ -24,9 +24,12 @@ class Admission:
         self._access, self._addresses, self._feed = access, addresses, feed
 
     @property
-    def possible(self) -> bool:
-        """Whether this node can let anybody in: it is a member, and the swarm isn't open anyway."""
-        return isinstance(self._access, Access) and bool(self._access.ring.keys)
+    def invitation(self) -> str | None:
+        """What lets others in: a member's fresh invitation, before that the one this node was given. None: nothing yet."""
+        if isinstance(self._access, OpenAccess):
+            return None
+        given = self._access.given
+        return self.invite() if self._access.ring.keys else encode(given) if given else None
 
     def invite(self, seconds: float = LIFE_S) -> str:
         """What lets others in for so long: a string for their `join`. Whoever has it comes in, so show it to nobody else.

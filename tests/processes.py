@@ -39,17 +39,22 @@ def p2pnode(*args: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Compl
 
 
 @contextlib.contextmanager
-def running(*args: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A command that goes on; killed at the end if it is still there."""
+def running(
+    *args: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, told: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on; killed at the end if it is still there. `told`: what it finds on its stdin."""
     process = subprocess.Popen(
         [*P2PNODE, *map(str, args)],
         cwd=cwd,
         env=environment(**(env or {})),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if told is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    if told is not None and process.stdin is not None:
+        process.stdin.write(told)
+        process.stdin.flush()
     try:
         yield process
     finally:

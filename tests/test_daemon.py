@@ -32,8 +32,7 @@ from p2pnode.daemon import run_daemon
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 try:
     def ready(node):
-        invitation = node.admission.invite() if node.admission.possible else None
-        print(json.dumps({"address": node.status()["join"], "invitation": invitation}), flush=True)
+        print(json.dumps({"address": node.status()["join"], "invitation": node.admission.invitation}), flush=True)
     asyncio.run(run_daemon(Config(**json.loads(sys.argv[1])), ready))
 except ConfigError as error:
     sys.exit(f"p2pnode: {error}")
