@@ -105,6 +105,12 @@ class Nat:
         """Whether somebody got through to us."""
         return any(helper.verdict for helper in self._helpers)
 
+    def reachable(self) -> list[str]:
+        """Where anybody can dial us: where somebody did, where the router lets them in, and where we listen in public."""
+        proved = [helper.reachable for helper in self._helpers if helper.reachable]
+        listened = [address for address in self._direct() if is_public(address)]
+        return list(dict.fromkeys([*proved, *filter(None, [self.mapped]), *listened]))
+
     def map(self, address: str) -> None:
         """The router maps `address` to us, or nothing any more ('')."""
         self.mapped = address

@@ -8,7 +8,7 @@ Behind a router with endpoint-independent mapping (RFC 4787) that is also where 
 that has seen one go out lets one in. First the asking side just dials, in case the other one can be reached after all. Then both
 dial, at the same time to half a round trip. Over the new connection the side that dialled the relayed link greets anew.
 
-Behind routers that map each destination to another port (seen by two relays) nobody asks: it can't work.
+Behind routers that map each destination to another port (seen by two relays) it goes no further: two SYNs can't meet there.
 
 Source: libp2p specification "Direct Connection Upgrade through Relay"; TCP simultaneous open, RFC 9293 §3.5.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
@@ -48,12 +49,12 @@ log = logging.getLogger(__name__)
 
 
 class Punch:
-    """The companion that makes relayed links direct."""
+    """The companion that makes relayed links direct. `reachable`: where anybody can dial us, without /p2p/."""
 
-    def __init__(self, engine: Engine, circuits: Circuits) -> None:
+    def __init__(self, engine: Engine, circuits: Circuits, reachable: Callable[[], list[str]]) -> None:
         self.made = 0  # links that became direct
         self.failed = 0
-        self._engine, self._circuits = engine, circuits
+        self._engine, self._circuits, self._reachable = engine, circuits, reachable
         self._tried: set[int] = set()  # links, by their identity while they live
 
     async def live(self, host: SafeHost) -> None:
@@ -69,10 +70,14 @@ class Punch:
                         nursery.start_soon(self._upgrade, host, link)
                 await trio.sleep(LOOK_S)
 
-    def _ours(self) -> list[bytes]:
+    def _hole(self) -> list[str]:
         """Where a hole may be punched to us; nothing when relays disagree about it."""
         seen = set(self._circuits.seen.values())
-        return [Multiaddr(f"/ip4/{ip}/tcp/{port}").to_bytes() for ip, port in seen] if len(seen) == 1 else []
+        return [f"/ip4/{ip}/tcp/{port}" for ip, port in seen] if len(seen) == 1 else []
+
+    def _ours(self) -> list[bytes]:
+        """What we name to the other side."""
+        return [Multiaddr(address).to_bytes() for address in (self._reachable() + self._hole())[-ADDRESSES_MAX:]]
 
     # the side that asks
 
@@ -88,18 +93,17 @@ class Punch:
 
     async def _ask(self, host: SafeHost, link: Link) -> bool:
         """Whether a direct connection came of it. What becomes of the connection is the other side's to say."""
-        ours = self._ours()
-        if not ours:
-            return False
         peer = link.connection.muxed_conn.peer_id
         with trio.fail_after(TALK_S_MAX):
             stream = await open_stream(host, link.connection, DCUTR, TALK_S_MAX)
             began = trio.current_time()
-            await write_message(stream, HolePunch(type=HolePunch.CONNECT, ObsAddrs=ours))
+            await write_message(stream, HolePunch(type=HolePunch.CONNECT, ObsAddrs=self._ours()))
             theirs = _dialable(list((await read_message(stream, HolePunch)).ObsAddrs), circuit_of(link.connection))
             half_s = (trio.current_time() - began) / 2
         if await self._plainly(host, link, theirs):
             return True
+        if not self._hole():
+            return False
         with trio.fail_after(TALK_S_MAX):
             await write_message(stream, HolePunch(type=HolePunch.SYNC))
         await trio.sleep(min(half_s, 2.0))

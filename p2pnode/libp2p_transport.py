@@ -85,7 +85,7 @@ class Libp2pTransport(Transport):
         self._limits = limits or TransportLimits()
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [_announce_address(text, self.peer) for text in announce]
-        self._via, self._serves = tuple(via), relay
+        self._via, self._serves = tuple(_helper_address(text) for text in via), relay
         self._bound: list[Multiaddr] = []
         self._thread = TrioThread(f"libp2p-{next(_threads)}")
         self._from_trio: Mailbox[Event] = Mailbox(self._wake_asyncio, self._take)
@@ -141,7 +141,7 @@ class Libp2pTransport(Transport):
         circuits = Circuits(engine)
         engine.through = circuits.through
         self._nat = Nat(engine, circuits, self._direct, self._via, self._serves, random.Random())
-        self._punch = Punch(engine, circuits)
+        self._punch = Punch(engine, circuits, self._nat.reachable)
         engine.companions += [circuits, self._nat, self._punch]
         if self._via or self._serves:
             self._dht = Dht(engine, self._via, lambda: self.addresses, serves=self._serves)
@@ -194,6 +194,11 @@ class Libp2pTransport(Transport):
             case PeerUp(peer):
                 assert item.link is not None
                 self._links[peer] = item.link
+                item.link.bulk.on_room = lambda: self._from_trio.post(Event(Room(peer)))
+            case Room(peer):
+                if self._told_room is not None and peer in self._links:
+                    self._told_room(peer)
+                return
             case Reachable(addresses) if self._on_event is not None:
                 self._addresses = addresses
             case PeerDown(peer):
@@ -304,6 +309,15 @@ def _announce_address(text: str, ourselves: PeerId) -> str:
         return str(Multiaddr(where if mark else text))
     except (MultiaddrError, ValueError) as error:
         raise ConfigError(f"'{text}' is not a multiaddr to announce ({error}): give {EXAMPLE}") from None
+
+
+def _helper_address(text: str) -> str:
+    where, mark, named = text.rpartition("/p2p/")
+    try:
+        peer_from_text(named)
+        return f"{Multiaddr(where)}{mark}{named}"
+    except (MultiaddrError, ValueError) as error:
+        raise ConfigError(f"via has '{text}', which is no address of a helper ({error}): paste the one that it prints") from None
 
 
 def _why_not_bound(failure: CannotListen) -> str:

@@ -1,12 +1,12 @@
 """A small internet on one machine: a public place and homes behind routers, each a network namespace of its own.
 
-Owns the namespaces, which live as long as a process that holds them open, and the routers: network address translation in user space
-between two TUN devices, so that no packet filter needs to be installed and the kind of translation can be chosen. Nothing of it
-touches the machine's own network. Needs the rights to make namespaces and TUN devices: `why_not` says what is missing.
+Owns the namespaces, which live as long as a process that holds them open, and the routers: network address translation in user
+space between two TUN devices, so that no packet filter needs to be installed and the kind of translation can be chosen. Nothing
+of it touches the machine's own network. Needs the rights to make namespaces and TUN devices: `why_not` says what is missing.
 
-Words of RFC 4787: *mapping* is endpoint-independent when an inner address and port has one outer port whoever it talks to ("cone"), and
-endpoint-dependent when it has another one for each ("symmetric"). *Filtering* is the strict kind of home routers in both: only who
-was written to from that port may answer, everybody else is dropped without a word.
+Words of RFC 4787: *mapping* is endpoint-independent when an inner address and port has one outer port whoever it talks to
+("cone"), and endpoint-dependent when it has another one for each ("symmetric"). *Filtering* is the strict kind of home routers in
+both: only who was written to from that port may answer, everybody else is dropped without a word.
 
 Run as a program it is the router: `python -m tests.nat_lab INNER_PID CONE|SYMMETRIC OUTER_IP INNER_DEVICE OUTER_DEVICE`.
 """

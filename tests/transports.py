@@ -17,11 +17,11 @@ from typing import TypeVar
 
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.transport import Gate, Rates, Transport, TransportLimits
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import Identity, PeerId, peer_text
 
-E = TypeVar("E", PeerUp, PeerDown, DialFailed, Frame)
-Event = PeerUp | PeerDown | DialFailed | Frame
+E = TypeVar("E", PeerUp, PeerDown, DialFailed, Frame, Reachable)
+Event = PeerUp | PeerDown | DialFailed | Frame | Reachable
 
 SECONDS = 15.0  # for anything that should happen at once, on a busy machine
 
