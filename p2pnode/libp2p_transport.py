@@ -32,6 +32,7 @@ from p2pnode.libp2p_nat import Nat
 from p2pnode.libp2p_pace import Wire
 from p2pnode.libp2p_punch import Punch
 from p2pnode.libp2p_relay import Relay
+from p2pnode.open_files import provide_files
 from p2pnode.transport import (
     Flow,
     Gate,
@@ -106,6 +107,7 @@ class Libp2pTransport(Transport):
     async def start(self, on_event: OnEvent) -> None:
         if self._loop is not None:
             raise ConfigError("this transport was started before: make a new one")
+        provide_files(self._limits)
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
         await self._thread.start()
