@@ -96,7 +96,8 @@ def _source(source: Document) -> str:
     if error := source.get("error") or error:
         since = source.get("last_error_s")
         said.append(f"failed{'' if since is None else f' {duration(since)} ago'}: {error}")
-    said.append("waits until peers are missing" if next_try is None else f"next try in {duration(next_try)}")
+    idle = "listens" if source.get("listens") else "waits until peers are missing"
+    said.append(idle if next_try is None else f"next try in {duration(next_try)}")
     return "; ".join(said)
 
 

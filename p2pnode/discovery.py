@@ -129,6 +129,7 @@ class Discovery:
         return [
             {
                 "source": state.name,
+                "listens": isinstance(source, Heard),
                 "found": state.found,
                 "error": state.error,
                 "last_error": state.last_error,
@@ -136,7 +137,7 @@ class Discovery:
                 "last_success_s": None if state.last_success is None else round(now - state.last_success, 3),
                 "next_try_s": None if state.next_try is None else round(max(0.0, state.next_try - now), 3),
             }
-            for state in self.states
+            for source, state in zip(self._sources, self.states, strict=True)
         ]
 
     async def run(self) -> None:

@@ -120,7 +120,9 @@ def live_status(parts: Parts) -> dict[str, Any]:
 
 def _told_by_peers(seen: Snapshot) -> dict[str, Any]:
     """The source that the core has by itself: contacts that members tell each other of. Of the same shape as the others."""
-    return {"source": "peers", "found": seen.passive_count, "error": None, "last_success_s": None, "next_try_s": None}
+    known = seen.passive_count
+    success = 0.0 if known else None
+    return {"source": "peers", "listens": True, "found": known, "error": None, "last_success_s": success, "next_try_s": None}
 
 
 def _peer_list(seen: Snapshot, traffic: Mapping[PeerId, Traffic], now: float) -> list[dict[str, Any]]:
