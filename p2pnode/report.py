@@ -19,6 +19,7 @@ from p2pnode.transport import CIRCUIT, Traffic
 from protocols.core import PeerStatus, Snapshot
 from protocols.effects import Kind, Report
 from protocols.identity import PeerId, peer_text
+from protocols.snapshot import FetchStatus
 
 log = logging.getLogger("p2pnode.peers")
 
@@ -104,6 +105,8 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "merges_refused": seen.merges_refused,
         "bytes_sent": total.bytes_sent,
         "bytes_received": total.bytes_received,
+        "fetches": [_fetch_row(one) for one in seen.fetching],
+        "bulk": seen.bulk,
         "budget": parts.metering.status(),
         "rates": {"upload": parts.config.rates.upload or None, "download": parts.config.rates.download or None},
         "train_loss": figures.train_loss,
@@ -115,6 +118,19 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "trainer": {"state": parts.jobs.state, "restarts": parts.trainer.restarts, "pid": parts.trainer.pid},
         "store": {"state": parts.records.state, "model": parts.jobs.saved},
         "discovery": [*parts.discovery.status(now), _told_by_peers(seen)],
+    }
+
+
+def _fetch_row(fetch: FetchStatus) -> dict[str, Any]:
+    """A model on its way in; `parked`: half of it waits for somebody who has the rest."""
+    sources = [peer_text(peer) for peer in fetch.sources]
+    return {
+        "digest": fetch.digest.hex(),
+        "size": fetch.size,
+        "chunks": fetch.chunks,
+        "chunks_total": fetch.chunks_total,
+        "sources": sources,
+        "parked": fetch.parked,
     }
 
 
