@@ -24,7 +24,7 @@ from p2pnode import keyring
 from p2pnode.access import Access, Known
 from p2pnode.doctor.examination import examine
 from p2pnode.doctor.finding import Finding, Level, document
-from p2pnode.doctor.listening import check_reach
+from p2pnode.doctor.listening import check_listen, check_reach
 from p2pnode.doctor.machine import check_clock
 from p2pnode.invitation import Invitation, encode
 from p2pnode.libp2p_transport import Libp2pTransport
@@ -143,6 +143,14 @@ def test_listening_on_loopback_while_the_others_are_far_away(tmp_path: Path) -> 
     assert next(check_reach(private, None, ["/ip4/192.168.1.3/tcp/1/p2p/x"])).level is Level.OK
     public = config_of(tmp_path, listen=("/ip4/8.8.8.8/tcp/4001",))
     says(next(check_reach(public, None, [])), Level.OK, "public addresses (8.8.8.8)")
+
+
+async def test_a_daemon_that_others_reach_elsewhere_or_not_at_all(tmp_path: Path) -> None:
+    config, router, closed = config_of(tmp_path), f"/ip4/192.0.2.1/tcp/4001/p2p/{NOBODY}", closed_port()
+    relayed = f"{closed}/p2p-circuit/p2p/{NOBODY}"
+    says((await check_listen(config, {"addresses": [router, relayed]}))[0], Level.UNKNOWN, "no address of this machine")
+    (finding,) = await check_listen(config, {"addresses": [closed, router, relayed]})
+    says(finding, Level.FAIL, "our daemon should listen on", "a connection from this machine fails")
 
 
 # --- peers and other servers --------------------------------------------------------------------------------------------

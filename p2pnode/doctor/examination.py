@@ -168,6 +168,8 @@ async def _listen(case: Case) -> list[Finding]:
 async def _walk(case: Case, targets: invitations.Targets) -> list[Finding]:
     if not targets.addresses and (case.given or case.status is None):
         return []
+    if case.held and case.status is None:  # to its peers we would be that daemon dialling anew
+        return [unknown("peer", "nobody was walked to, because the daemon that holds this folder doesn't answer")]
     trails, swarm = await _trails(case, targets)
     now = time.time()
     return [finding for trail in trails for finding in (peers.of_peer(trail, swarm), *peers.of_clocks(trail, now))]
@@ -175,7 +177,7 @@ async def _walk(case: Case, targets: invitations.Targets) -> list[Finding]:
 
 async def _walk_to_helpers(case: Case) -> list[Finding]:
     via = invitations.Targets(case.config.via[:ADDRESSES_MAX], None)
-    if not via.addresses:
+    if not via.addresses or (case.held and case.status is None):
         return []
     trails, _ = await _trails(case, via)
     return [peers.of_helper(trail) for trail in trails]

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from p2pnode.config import Config
-from p2pnode.doctor.finding import Finding, fail, ok, warn
+from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
+from p2pnode.transport import CIRCUIT
 
 CONNECT_S_MAX = 3.0  # to an address of this machine: microseconds when it works
 OUTWARD = (("ip4", socket.AF_INET, "192.0.2.1"), ("ip6", socket.AF_INET6, "2001:db8::1"))  # documentation addresses: nobody's
@@ -28,16 +29,31 @@ Where = tuple[str, str, int]  # ip4 or ip6, address, port
 
 
 def where_of(address: str) -> Where | None:
-    """IP version, address and port of a multiaddr that begins with them."""
-    found = _WHERE.match(address)
+    """IP version, address and port of a multiaddr that begins with them and leads through no relay."""
+    found = None if CIRCUIT in address else _WHERE.match(address)
     return (found[1], found[2], int(found[3])) if found and int(found[3]) < 1 << 16 else None
 
 
 async def check_listen(config: Config, status: dict[str, Any] | None) -> list[Finding]:
     """Each listen address: can it be bound, or does our daemon answer there."""
     if status is not None:
-        return [await _answers(address) for address in status.get("addresses", ()) if where_of(address)]
+        told = [address for address in status.get("addresses", ()) if where_of(address)]
+        ours = [address for address in told if _is_ours(address)]
+        if told and not ours:
+            return [unknown("listen", f"our daemon tells others {told[0]}, which is no address of this machine", about=told[0])]
+        return [await _answers(address) for address in ours]
     return [await _bindable(address) for address in config.listen]
+
+
+def _is_ours(address: str) -> bool:
+    """Whether this machine has the IP address; it hasn't those of a router or a relay that others are told."""
+    where = where_of(address)
+    try:
+        with socket.socket(socket.AF_INET6 if where and where[0] == "ip6" else socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.bind((where[1] if where else "", 0))
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 async def _answers(address: str) -> Finding:
@@ -122,7 +138,7 @@ def check_reach(config: Config, status: dict[str, Any] | None, targets: Sequence
             text += f"; {away} is elsewhere, so we can call it, but it and its friends can't call us"
         yield warn("reach", text, "listen on all addresses: `p2pnode run --listen /ip4/0.0.0.0/tcp/4001`")
     elif "global" in kinds:
-        yield ok("reach", f"this machine has public addresses ({shown}); unless a firewall forbids it, anybody can dial us")
+        yield ok("reach", f"others are told public addresses ({shown}); unless a firewall forbids it, anybody can dial us")
     else:
         advice = "forward a port on the router and announce it, or name a helper node with --via; UPnP may do it by itself"
         make = warn if away and _kind_of_target(away) != "private" else lambda i, t, n: ok(i, t, next=n)

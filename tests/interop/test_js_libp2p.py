@@ -37,7 +37,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("js")
     for name in ("package.json", "package-lock.json", "peer.mjs", "polyfill.mjs"):
         shutil.copy(HERE / name, folder)
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--loglevel=error"]
+    options = ("--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "--fetch-retries=0", "--loglevel=error")
+    command = ["npm", "ci", *options]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=INSTALL_S_MAX)
     except subprocess.TimeoutExpired:
