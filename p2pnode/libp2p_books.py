@@ -17,6 +17,7 @@ from p2pnode.libp2p_host import circuit_of
 from p2pnode.libp2p_link import Inbox, Link
 from p2pnode.libp2p_patches import SafeHost
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
+from protocols.identity import PeerId
 
 Through = Callable[[SafeHost, str, ID], Awaitable[SwarmConn]]  # dials an address with /p2p-circuit
 
@@ -43,11 +44,18 @@ class CannotListen(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The bulk queue for `peer`, which refused a frame, is half empty."""
+
+    peer: PeerId
+
+
 @dataclass(slots=True)
 class Event:
     """What goes to the asyncio side: an event, the link it belongs to, and for a frame the inbox that counts it."""
 
-    event: PeerUp | PeerDown | DialFailed | Frame | Reachable
+    event: PeerUp | PeerDown | DialFailed | Frame | Reachable | Room
     link: Link | None = None
     inbox: Inbox | None = None
 

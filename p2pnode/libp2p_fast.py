@@ -18,10 +18,12 @@ import trio
 from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IncompleteReadError
+from libp2p.network.stream.exceptions import StreamEOF, StreamReset
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, SIZE_NOISE_MESSAGE_LEN, NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
-from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_DATA, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
 
 from p2pnode.libp2p_patches import FRAME_BYTES, SafeMuxer, SafeStream, SafeYamux
@@ -129,14 +131,18 @@ class FastStream(SafeStream):
 
     async def read(self, n: int | None = -1) -> bytes:
         """As the package's: what is here, up to `n` bytes, or else what comes next."""
-        buffer = self.conn.stream_buffers.get(self.stream_id)
-        if n is None or n < 0 or not buffer or self.closed or self.recv_closed:
-            return await super().read(n)
-        with memoryview(buffer) as view:
-            data = bytes(view[:n])
-        del buffer[:n]
-        await self._auto_tune_and_send_window_update(bytes_read=len(data))
-        return data
+        number, events = self.stream_id, self.conn.stream_events
+        while n is not None and n > 0 and not (self.closed or self.recv_closed) and number in events:
+            if buffer := self.conn.stream_buffers[number]:
+                with memoryview(buffer) as view:
+                    data = bytes(view[:n])
+                del buffer[:n]
+                await self._auto_tune_and_send_window_update(bytes_read=len(data))
+                return data
+            await events[number].wait()
+            if number in events:
+                events[number] = trio.Event()
+        return await super().read(n)  # the package knows every way to end
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
         """Grant what was read, when it is worth a frame; let the window grow."""
@@ -213,6 +219,24 @@ class FastYamux(SafeYamux):
             return await super()._read_data_body(length)
         finally:
             self._session.frames = self._next_header
+
+
+async def pull(stream: NetStream, size: int) -> bytes:
+    """Up to `size` of a stream's next bytes, without `NetStream`'s lock. Raises StreamEOF, StreamReset."""
+    try:
+        return await stream.muxed_stream.read(size)
+    except MuxedStreamEOF:
+        raise StreamEOF from None
+    except MuxedStreamError as error:
+        raise StreamReset(str(error)) from None
+
+
+async def push(stream: NetStream, data: bytes) -> None:
+    """Write all of `data` to a stream, without `NetStream`'s lock. Raises StreamReset."""
+    try:
+        await stream.muxed_stream.write(data)
+    except MuxedStreamError as error:
+        raise StreamReset(str(error)) from None
 
 
 class FastMuxer(SafeMuxer):

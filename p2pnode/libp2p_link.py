@@ -22,7 +22,7 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
 
-from p2pnode.libp2p_fast import LONG_FRAME_BYTES
+from p2pnode.libp2p_fast import LONG_FRAME_BYTES, pull, push
 from p2pnode.libp2p_pace import Toll, Wire
 from p2pnode.libp2p_patches import FRAME_BYTES, SafeStream
 from p2pnode.transport import HUNG_UP, NO_MORE_BULK, NOTHING_LEFT, Flow, Traffic, TransportLimits
@@ -53,7 +53,7 @@ class FrameReader:
         self._size = 0
 
     async def _fill(self) -> None:
-        data = await self._stream.read(READ_BYTES if self._toll is None else await self._toll.read(self._scope))
+        data = await pull(self._stream, READ_BYTES if self._toll is None else await self._toll.read(self._scope))
         if self._toll is not None:
             self._toll.taken(len(data))
         if not data:
@@ -97,12 +97,17 @@ class Lane:
         self._bytes_out = 0  # written by the trio side only
         self._signalled = False
         self._more = trio.Event()
+        self._room_at = -1  # when so few bytes are left, whoever was refused is told
+        self.on_room: Callable[[], None] = lambda: None  # called on the trio side
         self.dropped = 0
 
     def put(self, frame: bytes, bytes_max: int) -> bool:
-        """Queue `frame` unless more than `bytes_max` would wait."""
+        """Queue `frame` unless more than `bytes_max` would wait; then `on_room` is called when half of them are gone."""
         if self._bytes_in - self._bytes_out + len(frame) > bytes_max:
-            return False
+            self._room_at = bytes_max // 2
+            if self._bytes_in - self._bytes_out + len(frame) > bytes_max:  # still: the writer will see the line above
+                return False
+            self._room_at = -1
         self._push(frame)
         return True
 
@@ -146,6 +151,9 @@ class Lane:
             taken.append(frame)
             size += len(frame) + LENGTH_BYTES
             self._bytes_out += len(frame)
+        if taken and self._bytes_in - self._bytes_out <= self._room_at:
+            self._room_at = -1
+            self.on_room()
         return taken
 
 
@@ -332,13 +340,13 @@ class Link:
     async def _write_all(self, stream: NetStream, pieces: Iterable[bytes]) -> None:
         with trio.fail_after(self._limits.write_s_max):
             for piece in pieces:
-                await stream.write(piece)
+                await push(stream, piece)
 
     async def _write_bulk(self, stream: NetStream, pieces: Iterable[bytes]) -> None:
         with trio.fail_after(self._toll.write_s) as scope:
             for piece in pieces:
                 await self._toll.write(len(piece), scope)
-                await stream.write(piece)
+                await push(stream, piece)
                 self._toll.written(len(piece))
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import IRawConnection
-from libp2p.io.exceptions import IOException
+from libp2p.io.exceptions import ConnectionClosedError, IOException
 from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP, TCPListener
@@ -46,6 +46,7 @@ from p2pnode.libp2p_pace import Wire
 from p2pnode.transport import NOTHING_LEFT, TransportLimits
 
 SOCKET_READ_BYTES = 64 * 1024  # at most this at once, whatever a stranger's length prefix asks for; one Noise message
+LINK_READ_BYTES = 256 * 1024  # and this from a peer that has a link, or that we dialled: a chunk
 TOO_LATE = "no handshake in time"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -196,7 +197,7 @@ class Door:
 class CountingStream(TrioTCPStream):
     """A socket that counts what crosses it, notices when the other side is gone, and reads little from a guest.
 
-    It never allocates more than `SOCKET_READ_BYTES` for one read. `visitor`: None when we dialled.
+    It never allocates more than `SOCKET_READ_BYTES` for one read of a guest. `visitor`: None when we dialled.
     """
 
     def __init__(self, stream: trio.SocketStream, tcp: SafeTCP, visitor: Visitor | None = None) -> None:
@@ -212,7 +213,14 @@ class CountingStream(TrioTCPStream):
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes; b'' at the end, and when a guest has sent more than guests may."""
-        data = await super().read(SOCKET_READ_BYTES if n is None else min(n, SOCKET_READ_BYTES))
+        guest = self.visitor is not None and self.visitor.guest
+        cap = SOCKET_READ_BYTES if guest else LINK_READ_BYTES
+        try:
+            data = bytes(await self.stream.receive_some(cap if n is None else min(n, cap)))  # one reader: it needs no lock
+        except trio.BrokenResourceError as error:
+            raise ConnectionClosedError(f"the connection broke: {error}", transport="tcp") from error
+        except trio.ClosedResourceError:
+            return b""
         self._tcp.wire.received(len(data))
         if self._tcp.wire.closed:
             await self.close()
@@ -229,7 +237,12 @@ class CountingStream(TrioTCPStream):
         """Send all of `data`."""
         if self._tcp.wire.closed:
             raise IOException(NOTHING_LEFT)
-        await super().write(data)
+        try:
+            await self.stream.send_all(data)  # one writer at a time: it needs no lock
+        except trio.BrokenResourceError as error:
+            raise ConnectionClosedError(f"the connection broke: {error}", transport="tcp") from error
+        except trio.ClosedResourceError:
+            return
         self._tcp.wire.sent(len(data))
 
 

@@ -22,7 +22,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.errors import ConfigError
-from p2pnode.libp2p_books import CannotListen, Event
+from p2pnode.libp2p_books import CannotListen, Event, Room
 from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
 from p2pnode.libp2p_circuit import Circuits
 from p2pnode.libp2p_dht import Dht

@@ -54,7 +54,7 @@ class _End:
 
     __slots__ = (
         *("bulk", "bulk_at", "bulk_bytes", "closing", "control", "dialled"),
-        *("other", "owner", "paid", "paying", "traffic", "up"),
+        *("other", "owner", "paid", "paying", "refused", "traffic", "up"),
     )
 
     def __init__(self, owner: MemoryTransport, dialled: bool) -> None:
@@ -66,6 +66,7 @@ class _End:
         self.bulk_at = float("-inf")  # when bulk last left this side
         self.paid = 0  # bytes of the first bulk frame that have crossed
         self.paying: asyncio.TimerHandle | None = None  # the next piece of it
+        self.refused = False  # a bulk frame found no room
         self.closing: str | None = None
         self.traffic = Traffic()
         self.up = True
@@ -222,6 +223,7 @@ class MemoryTransport(Transport):
             return False
         if bulk:
             if end.bulk_bytes + len(frame) > self._limits.bulk_queue_bytes_max:
+                end.refused = True
                 return False
             end.bulk_bytes += len(frame)
             end.bulk.append(frame)
@@ -252,6 +254,9 @@ class MemoryTransport(Transport):
         frame = lane.popleft()
         if bulk:
             end.bulk_bytes -= len(frame)
+            if end.refused and end.bulk_bytes <= self._limits.bulk_queue_bytes_max // 2 and self._told_room is not None:
+                end.refused = False
+                self._told_room(end.other.owner.peer)
             end.bulk_at = asyncio.get_running_loop().time()
         sent = end.traffic
         end.traffic = replace(sent, frames_sent=sent.frames_sent + 1, bytes_sent=sent.bytes_sent + len(frame))

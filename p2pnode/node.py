@@ -32,7 +32,6 @@ from p2pnode.report import Audience, NodeReport, live_status, log_report, report
 from p2pnode.store import MODEL_FILE, Record
 from p2pnode.task import TaskFunction, spec_of
 from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
-from p2pnode.uploads import RETRY_S
 from protocols import effects as fx
 from protocols.core import Snapshot
 from protocols.events import Event, Frame, Join, Leave, PeerDown, PeerUp, Stored, Tick
@@ -71,7 +70,7 @@ class Node:
         self._parts: Parts | None = None
         self._early: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links: dict[PeerId, str] = {}  # who is connected, and where
         self._quiet = asyncio.Event()  # nobody is
@@ -125,9 +124,8 @@ class Node:
         finally:
             self._last = {**self.status(), "state": "stopped"}
             self._parts = None
-            for timer in (self._timer, self._retry):
-                if timer is not None:
-                    timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             await self._end_tasks()
             await self._stack.aclose()
             self.state = "stopped"
@@ -195,12 +193,23 @@ class Node:
         self._set_timer(parts)
 
     def _set_timer(self, parts: Parts) -> None:
+        """Arm the timer, unless it rings in time anyway: most deadlines move on with every frame."""
+        deadline = parts.core.deadline
         if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
             self._timer.cancel()
             self._timer = None
-        if parts.core.deadline != float("inf"):
-            wait_s = max(0.0, parts.core.deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._feed, Tick())
+        if deadline != float("inf"):
+            self._timer_at = deadline
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), self._ring, parts)
+
+    def _ring(self, parts: Parts) -> None:
+        self._timer = None
+        if time.monotonic() >= parts.core.deadline:
+            self._feed(Tick())
+        else:
+            self._set_timer(parts)
 
     def _carry_out(self, effect: fx.Effect, parts: Parts) -> None:
         match effect:
@@ -208,7 +217,6 @@ class Node:
                 parts.transport.send(peer, data)
             case fx.SendBlob():
                 parts.uploads.add(effect)
-                self._watch_uploads(parts)
             case fx.WriteChunk(digest, size, offset, data):
                 self._try_blobs(lambda: parts.blobs.write(digest, size, offset, data))
             case fx.Discard(digest):
@@ -243,16 +251,6 @@ class Node:
             if self._blobs_state == "ok":
                 log.error("models of peers can't be kept: %s", error)
             self._blobs_state = f"failing: {error}"
-
-    def _watch_uploads(self, parts: Parts) -> None:
-        """Look again soon at what a full queue didn't take."""
-        if self._retry is None and parts.uploads.waiting:
-            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._pump_uploads, parts)
-
-    def _pump_uploads(self, parts: Parts) -> None:
-        self._retry = None
-        parts.uploads.pump()
-        self._watch_uploads(parts)
 
     # --- small things ---------------------------------------------------------------------------------------------------
 

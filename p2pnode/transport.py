@@ -118,6 +118,8 @@ class Transport(ABC):
     dialled by the lower peer id survives. After `stop` was called there are no more events.
     """
 
+    _told_room: Callable[[PeerId], None] | None = None
+
     @abstractmethod
     async def start(self, on_event: OnEvent) -> None:
         """Bind and begin. `on_event` must not wait; what it raises is logged. Raises ConfigError (address bad, port in use)."""
@@ -132,6 +134,10 @@ class Transport(ABC):
 
         A full control queue drops its oldest frame and takes this one. Raises ValueError when the frame is above its lane's cap.
         """
+
+    def when_room(self, told: Callable[[PeerId], None]) -> None:
+        """From now on `told(peer)` is called when a bulk queue that refused a frame is half empty again; never within `send`."""
+        self._told_room = told
 
     @abstractmethod
     def hangup(self, peer: PeerId, reason: str) -> None:

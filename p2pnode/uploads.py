@@ -23,9 +23,6 @@ from protocols.messages import Gone
 from protocols.wire import encode
 
 WAITING_MAX = 16  # wants of one peer: it asks for half a window at a time, of three models at most
-RETRY_S = 0.05  # to look again at a full queue: at 100 MB/s the transport's 8 MiB last 80 ms
-
-
 CHUNK_S = 30.0  # for a chunk to arrive: half of what peers wait for one (`chunk_gap_s_max`)
 SEAT_S = 15.0  # a peer that is served asks for the next chunks before the last ones have arrived
 
@@ -39,9 +36,10 @@ class Uploads:
         self._seats: dict[PeerId, float] = {}  # when each was served last
         self._waiting: dict[PeerId, deque[SendBlob]] = {}
         self.dropped = 0  # wants that came while too many others waited
+        transport.when_room(self._room)
 
     def add(self, effect: SendBlob) -> None:
-        """Send what fits now; the rest waits for `pump`."""
+        """Send what fits now; the rest waits until the transport has room."""
         if self._rate and not self._seated(effect):
             self._transport.send(effect.peer, encode(Gone(effect.digest)))
             return
@@ -64,14 +62,13 @@ class Uploads:
         self._seats[effect.peer] = now
         return True
 
-    def pump(self) -> None:
-        """Try again what didn't fit."""
-        for peer in list(self._waiting):
+    def _room(self, peer: PeerId) -> None:
+        if peer in self._waiting:
             self._serve(peer)
 
     @property
     def waiting(self) -> bool:
-        """Whether `pump` has something to do."""
+        """Whether something waits for room."""
         return bool(self._waiting)
 
     def forget(self, peer: PeerId) -> None:

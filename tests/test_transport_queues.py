@@ -135,6 +135,22 @@ async def test_each_peer_has_a_queue_of_its_own_and_it_is_bounded(world: World) 
     assert all(LIMITS.bulk_queue_bytes_max - len(CHUNK) <= size <= most for size in accepted), accepted
 
 
+async def test_whoever_was_refused_is_told_when_there_is_room(world: World) -> None:
+    one, two = await world.pair()
+    told: asyncio.Queue[object] = asyncio.Queue()
+    one.transport.when_room(told.put_nowait)
+    sent = 0
+    while sent < 3 * LIMITS.bulk_queue_bytes_max:
+        if one.transport.send(two.peer, CHUNK, bulk=True):
+            sent += len(CHUNK)
+        else:
+            assert await asyncio.wait_for(told.get(), 15) == two.peer
+            assert one.transport.send(two.peer, CHUNK, bulk=True), "half of the queue is free"
+            sent += len(CHUNK)
+    await two.until(lambda: len(two.all(Frame)) * len(CHUNK) == sent)
+    assert told.empty(), "only who was refused is told"
+
+
 async def test_of_a_burst_the_newest_talk_arrives_in_order_and_what_is_missing_is_counted(world: World) -> None:
     one, two = await world.pair()
     count = 20 * LIMITS.control_queue_frames_max

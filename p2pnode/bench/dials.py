@@ -12,7 +12,7 @@ import time
 
 from p2pnode.bench.children import Answer, BenchError, obey, say
 from p2pnode.libp2p_transport import Libp2pTransport
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 
 LINK_S_MAX = 15.0
 
@@ -28,7 +28,7 @@ async def serve() -> None:
 
 async def fetch(address: str) -> None:
     """Dial `serve` as often as the parent says."""
-    events: asyncio.Queue[PeerUp | PeerDown | DialFailed | Frame] = asyncio.Queue()
+    events: asyncio.Queue[PeerUp | PeerDown | DialFailed | Frame | Reachable] = asyncio.Queue()
     transport = Libp2pTransport(os.urandom(32))
     await transport.start(events.put_nowait)
 

@@ -20,7 +20,7 @@ from p2pnode.libp2p_transport import Libp2pTransport
 from p2pnode.node import Node
 from p2pnode.trainer import TrainerSettings
 from p2pnode.transport import Gate, OnEvent
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
+from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import Digest, Tree
@@ -50,7 +50,7 @@ class Watch(Libp2pTransport):
         self.arrived: asyncio.Queue[tuple[Digest, Path, float, float]] = asyncio.Queue()
 
     async def start(self, on_event: OnEvent) -> None:
-        def watched(event: PeerUp | PeerDown | DialFailed | Frame) -> None:
+        def watched(event: PeerUp | PeerDown | DialFailed | Frame | Reachable) -> None:
             if isinstance(event, Frame):
                 kind = event.data[1]
                 if kind == Type.CHUNK:
