@@ -219,11 +219,34 @@ def test_a_blob_goes_from_one_node_to_another_in_any_order(tmp_path: Path) -> No
         receiver.write(tree.digest, len(data), chunk.index * CHUNK_BYTES, chunk.data)  # twice is once
     assert receiver.path(tree.digest).read_bytes() == data
     receiver.discard(tree.digest)
-    assert list((tmp_path / "b").iterdir()) == []
-    assert receiver.bytes_held == 0
+    assert not receiver.has(tree.digest)
+    assert not receiver.path(tree.digest).exists()
     sender.discard(tree.digest)
     with sender.frames(tree.digest, 0, 4) as made:
         assert made is None
+
+
+def test_the_file_of_a_discarded_blob_is_written_over_by_the_next(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "b", 3 * CHUNK_BYTES)
+    blobs.clear()
+    size = CHUNK_BYTES + 1
+    first, second, third = (Digest(bytes([n]) * 32) for n in (1, 2, 3))
+
+    def fetch(digest: Digest, content: bytes) -> int:
+        blobs.write(digest, size, CHUNK_BYTES, content[CHUNK_BYTES:])
+        assert not blobs.has(digest)
+        blobs.write(digest, size, 0, content[:CHUNK_BYTES])
+        assert blobs.path(digest).read_bytes() == content
+        return blobs.path(digest).stat().st_ino
+
+    inode = fetch(first, b"x" * size)
+    blobs.discard(first)
+    assert blobs.bytes_held == size, "a spare file counts"
+    assert fetch(second, b"y" * size) == inode
+    blobs.discard(second)
+    blobs.write(third, 2 * CHUNK_BYTES, 0, b"z" * CHUNK_BYTES)  # of another size, and both don't fit
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [f"{third.hex()}.part"]
+    assert blobs.bytes_held == 2 * CHUNK_BYTES
 
 
 def test_blobs_of_peers_stay_within_their_bound(tmp_path: Path) -> None:
