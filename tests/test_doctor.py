@@ -1,21 +1,19 @@
-"""The doctor against set-ups that are broken for real: each is named for what it is."""
+"""The doctor and whoever answers at an address: each is named for what it is.
+
+Peers here are real libp2p transports that say what a node of another swarm, schema or version would; servers of other kinds are
+real too. Nothing leaves this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.server
 import json
 import os
-import resource
-import socket
-import subprocess
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from libp2p.peer import peer_record
@@ -24,198 +22,32 @@ from p2pnode import keyring
 from p2pnode.access import Access, Known
 from p2pnode.doctor.examination import examine
 from p2pnode.doctor.finding import Finding, Level, document
-from p2pnode.doctor.listening import check_listen, check_reach
-from p2pnode.doctor.machine import check_clock
-from p2pnode.invitation import Invitation, encode
-from p2pnode.libp2p_transport import Libp2pTransport
+from p2pnode.invitation import encode
 from p2pnode.transport import CIRCUIT, Gate, OpenGate
 from protocols.core import swarm_digest
-from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP
 from protocols.messages import Bye, Goodbye, Hello
 from protocols.wire import VERSION, decode
 from protocols.wire import encode as encode_message
-from tests.doctor_harness import NOBODY, OTHER_SEED, SCHEMA, SEED, SWARM, US, config_of, folder_of, hello, named, says
-from tests.processes import P2PNODE, ROOT, environment, p2pnode
-
-# --- this machine -------------------------------------------------------------------------------------------------------
-
-
-async def test_a_folder_that_others_can_read(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    folder.chmod(0o750)
-    finding = named(await examine(folder, config_of(folder)), "folder")
-    says(finding, Level.FAIL, "other users can read", str(folder))
-    assert "chmod 700" in finding.next
-
-
-async def test_a_key_that_others_can_read(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    (folder / "identity.key").chmod(0o644)
-    says(named(await examine(folder, config_of(folder)), "key"), Level.FAIL, "other users can read", "identity.key")
-
-
-async def test_a_key_that_is_cut_off(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    (folder / "identity.key").write_bytes(SEED[:20])
-    says(named(await examine(folder, config_of(folder)), "key"), Level.FAIL, "20 bytes instead of 32")
-
-
-async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "node").write_text("in the way")
-    says(named(await examine(tmp_path / "node", config_of(tmp_path / "node")), "folder"), Level.FAIL, "no folder")
-
-
-async def test_nothing_is_made_or_changed(tmp_path: Path) -> None:
-    folder = tmp_path / "node"
-    findings = await examine(folder, config_of(folder), [f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"])
-    assert not folder.exists()
-    says(named(findings, "folder"), Level.OK, "not there yet")
-
-
-async def test_a_clock_that_went_back(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    later = time.time() + 86_400
-    os.utime(folder / "model.safetensors", (later, later))
-    says(named(await examine(folder, config_of(folder)), "clock"), Level.WARN, "set back")
-    says(next(check_clock(folder, 0.0)), Level.FAIL, "1970-01-01", "in the past")
-
-
-def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    (folder / "config.toml").write_text('swrm = "garden"\nmdns = false\n')
-    done = p2pnode("doctor", "--data-dir", folder, "--json", P2PNODE_MDNS="false")
-    assert done.returncode == 1, done.stderr
-    finding = next(one for one in json.loads(done.stdout)["findings"] if one["id"] == "config")
-    assert finding["level"] == "fail"
-    assert "swrm" in finding["text"]
-    assert "swarm" in finding["text"], "the nearest key is named"
-
-
-def test_too_few_open_files(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    command = [*P2PNODE, "doctor", "--data-dir", str(folder), "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(P2PNODE_MDNS="false"), capture_output=True, text=True, timeout=60, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
-    )  # fmt: skip
-    finding = next(one for one in json.loads(done.stdout)["findings"] if one["id"] == "descriptors")
-    assert done.returncode == 1
-    assert finding["level"] == "fail"
-    assert "limit on open files is 100" in finding["text"]
-    assert "ulimit -n" in finding["next"]
-
-
-# --- listening ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_port_that_another_program_has(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        address = f"/ip4/127.0.0.1/tcp/{port}"
-        findings = await examine(folder, config_of(folder, listen=(address,)))
-    says(named(findings, "listen"), Level.FAIL, f"port {port}", "taken by another program")
-
-
-async def test_a_port_that_another_node_has(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    async with member(hello()) as address:
-        findings = await examine(folder, config_of(folder, listen=(address.partition("/p2p/")[0],)))
-    says(named(findings, "listen"), Level.FAIL, "taken by another libp2p program, perhaps a second p2pnode")
-
-
-async def test_an_address_that_is_not_ours(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    findings = await examine(folder, config_of(folder, listen=("/ip4/192.0.2.1/tcp/0",)))
-    says(named(findings, "listen"), Level.FAIL, "192.0.2.1 is no address of this machine")
-
-
-def test_listening_on_loopback_while_the_others_are_far_away(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
-    far, near = f"/ip4/192.0.2.1/tcp/4001/p2p/{NOBODY}", f"/ip4/127.0.0.1/tcp/4001/p2p/{NOBODY}"
-    says(next(check_reach(config, None, [far])), Level.WARN, "loopback", "192.0.2.1", "can't call us")
-    assert "elsewhere" not in next(check_reach(config, None, [near])).text
-    private = config_of(tmp_path, listen=("/ip4/192.168.1.2/tcp/4001",))
-    says(next(check_reach(private, None, ["/ip4/8.8.8.8/tcp/1/p2p/x"])), Level.WARN, "own network", "not from outside")
-    assert next(check_reach(private, None, ["/ip4/192.168.1.3/tcp/1/p2p/x"])).level is Level.OK
-    public = config_of(tmp_path, listen=("/ip4/8.8.8.8/tcp/4001",))
-    says(next(check_reach(public, None, [])), Level.OK, "public addresses (8.8.8.8)")
-
-
-async def test_a_daemon_that_others_reach_elsewhere_or_not_at_all(tmp_path: Path) -> None:
-    config, router, closed = config_of(tmp_path), f"/ip4/192.0.2.1/tcp/4001/p2p/{NOBODY}", closed_port()
-    relayed = f"{closed}/p2p-circuit/p2p/{NOBODY}"
-    says((await check_listen(config, {"addresses": [router, relayed]}))[0], Level.UNKNOWN, "no address of this machine")
-    (finding,) = await check_listen(config, {"addresses": [closed, router, relayed]})
-    says(finding, Level.FAIL, "our daemon should listen on", "a connection from this machine fails")
-
+from tests.doctor_harness import (
+    NOBODY,
+    OTHER_SEED,
+    SCHEMA,
+    SWARM,
+    US,
+    closed_port,
+    config_of,
+    folder_of,
+    hello,
+    member,
+    named,
+    says,
+    server,
+    web_server,
+)
 
 # --- peers and other servers --------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def member(
-    greeting: bytes,
-    gate: Callable[[PeerId], Gate] = lambda peer: OpenGate(),
-    heard: list[bytes] | None = None,
-    seed: bytes = b"",
-    **more: Any,
-) -> AsyncIterator[str]:
-    """A libp2p node with our protocols that greets with this frame; its best address. `heard`: the frames that it got."""
-    seed = seed or os.urandom(32)
-
-    def on_event(event: PeerUp | PeerDown | DialFailed | Frame) -> None:
-        if isinstance(event, PeerUp):
-            transport.send(event.peer, greeting)
-        elif isinstance(event, Frame) and heard is not None:
-            heard.append(event.data)
-            transport.hangup(event.peer, "said enough")
-
-    transport = Libp2pTransport(seed, gate=gate(Identity(seed).peer), **more)
-    await transport.start(on_event)
-    try:
-        yield next((address for address in transport.addresses if CIRCUIT in address), transport.addresses[0])
-    finally:
-        await transport.stop()
-
-
-@contextlib.asynccontextmanager
-async def server(first_words: bytes | None, close: bool) -> AsyncIterator[str]:
-    """A TCP server of another kind."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if first_words:
-            writer.write(first_words)
-        if not close:
-            with contextlib.suppress(OSError):
-                while await reader.read(4096):
-                    pass
-        writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"/ip4/127.0.0.1/tcp/{listening.sockets[0].getsockname()[1]}/p2p/{NOBODY}"
-
-
-@contextlib.contextmanager
-def web_server() -> Iterator[str]:
-    class Silent(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            """Nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield f"/ip4/127.0.0.1/tcp/{web.server_address[1]}/p2p/{NOBODY}"
-        web.shutdown()
-
-
-def closed_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return f"/ip4/127.0.0.1/tcp/{one.getsockname()[1]}/p2p/{NOBODY}"
 
 
 @contextlib.asynccontextmanager
@@ -356,11 +188,9 @@ async def test_relays_and_whom_they_lead_to(tmp_path: Path) -> None:
 # --- invitations --------------------------------------------------------------------------------------------------------
 
 
-def invitation_to(swarm: str, expires_in_s: float = 3600.0, address: str = "/ip4/127.0.0.1/tcp/1", ring: Any = None) -> str:
-    made: Invitation = (ring or keyring.found(swarm)).invite(
-        Identity(OTHER_SEED).peer, (address,), int(time.time() + expires_in_s)
-    )
-    return encode(made)
+def invitation_to(swarm: str, expires_in_s: float = 3600.0) -> str:
+    maker = Identity(OTHER_SEED).peer
+    return encode(keyring.found(swarm).invite(maker, ("/ip4/127.0.0.1/tcp/1",), int(time.time() + expires_in_s)))
 
 
 async def test_an_invitation_that_has_expired(tmp_path: Path) -> None:
