@@ -54,6 +54,7 @@ def _node(document: Document) -> Lines:
         ("loss", f"test {number(figure('test_loss'))}, train {number(figure('train_loss'))} at "
                  f"{number(figure('samples_per_second'), 0)} samples per second"),
         ("traffic", f"{size(figure('bytes_sent'))} sent, {size(figure('bytes_received'))} received{_budget(figure('budget'))}"),
+        *_fetching(figure("fetches") or []),
         ("peers", f"{count(figure('peers'))} active, {count(figure('peers_known'))} more known"),
     ]  # fmt: skip
 
@@ -69,6 +70,17 @@ def _reach(nat: Document) -> Lines:
     if relays := nat.get("relays"):
         said.append(f"reached by {len(relays)} relay{'s' if len(relays) > 1 else ''}")
     return [("reach", ", ".join(said))]
+
+
+def _fetching(fetches: list[Document]) -> Lines:
+    """Models on their way in."""
+    if not fetches:
+        return []
+    done, total = (sum(one.get(key) or 0 for one in fetches) for key in ("chunks", "chunks_total"))
+    sources = {peer for one in fetches for peer in one.get("sources") or ()}
+    parked = sum(bool(one.get("parked")) for one in fetches)
+    waiting = f", {parked} waiting for somebody who has the rest" if parked else ""
+    return [("fetching", f"{len(fetches)} models, {done} of {total} pieces, from {len(sources)} peers{waiting}")]
 
 
 def _budget(budget: Document | None) -> str:

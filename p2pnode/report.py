@@ -118,6 +118,7 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "trainer": {"state": parts.jobs.state, "restarts": parts.trainer.restarts, "pid": parts.trainer.pid},
         "store": {"state": parts.records.state, "model": parts.jobs.saved},
         "discovery": [*parts.discovery.status(now), _told_by_peers(seen)],
+        "nat": parts.transport.nat_status() or None,
     }
 
 

@@ -92,7 +92,7 @@ def test_too_few_open_files(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert finding["level"] == "fail"
     assert "limit on open files is 100" in finding["text"]
-    assert "ulimit -n" in finding["next"]
+    assert "LimitNOFILE=" in finding["next"]
 
 
 # --- listening ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cli import status_view
 from p2pnode.access import OPEN
 
-NEVER_TRIED = {"source": "mdns", "found": 0, "error": None, "last_success_s": None, "next_try_s": None}
+NEVER_TRIED = {"source": "mdns", "found": 0, "error": None, "last_success_s": None, "next_try_s": None, "listens": True}
 WORKS = {
     "source": "dht", "found": 3, "error": None, "last_error": "OSError: nobody answers", "last_error_s": 600.0,
     "last_success_s": 12.0, "next_try_s": 200.0,
@@ -39,11 +40,15 @@ def document(peers: int = 0, **more: Any) -> dict[str, Any]:
 def test_status_stays_within_a_screen(peers: int) -> None:
     nat = {"reachability": "private", "seen_as": ["192.0.2.7:1", "192.0.2.8:2"], "relays": ["a", "b"]}
     budget = {"used": 5_000_000, "limit": 20_000_000, "state": "free", "until": "2026-11-22"}
-    lines = status_view.screen(document(peers, nat=nat, budget=budget, discovery=[FAILS, WORKS, NEVER_TRIED, WORKS]))
+    fetches = [{"chunks": 3, "chunks_total": 10, "sources": ["a"], "parked": False},
+               {"chunks": 1, "chunks_total": 10, "sources": [], "parked": True}]  # fmt: skip
+    sources = [FAILS, WORKS, NEVER_TRIED, WORKS, WORKS]
+    lines = status_view.screen(document(peers, nat=nat, budget=budget, fetches=fetches, discovery=sources))
     assert len(lines) <= status_view.SCREEN_LINES
     assert max(map(len, lines)) <= 130
     text = "\n".join(lines)
-    assert ("p2pnode peers" in text) == (peers == 40), "who isn't shown is counted"
+    assert text.count("  …") + int(found[1] if (found := re.search(r"and (\d+) more", text)) else 0) == peers, "all are counted"
+    assert "fetching  2 models, 4 of 20 pieces, from 1 peers, 1 waiting" in text
     assert "behind a router or firewall, seen as 192.0.2.7:1, 192.0.2.8:2, reached by 2 relays" in text
     assert "budget 5.0 MB of 20.0 MB today" in text
 
@@ -64,7 +69,9 @@ def test_each_source_says_its_last_success_last_error_and_next_try() -> None:
     lines = {line.split("  ")[0]: line for line in status_view.screen(document())}
     assert "found 0, 1 min 30 s ago; failed 4 s ago: OSError: gone; next try in 7 s" in lines["by join"]
     assert "found 3, 12 s ago; failed 10 min ago: OSError: nobody answers; next try in 3 min 20 s" in lines["by dht"]
-    assert "found nobody yet; waits until peers are missing" in lines["by mdns"]
+    assert "found nobody yet; listens" in lines["by mdns"]
+    lines = status_view.screen(document(discovery=[{**NEVER_TRIED, "listens": False}]))
+    assert "waits until peers are missing" in "\n".join(lines)
 
 
 def test_an_open_swarm_is_loud_and_faults_are_told() -> None:

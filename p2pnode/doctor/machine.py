@@ -15,10 +15,10 @@ from pathlib import Path
 
 from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
 from p2pnode.folder import FILE_MODE, FOLDER_MODE, KEY_FILE
+from p2pnode.open_files import files_needed
 from p2pnode.transport import TransportLimits
 from protocols.identity import KEY_BYTES
 
-DESCRIPTORS_BESIDE = 64  # files, pipes and sockets of a daemon besides peers' connections: it has about 30
 DISK_BYTES_FAIL = 64 << 20  # less, and the state or a model of some size can't be written
 DISK_BYTES_WARN = 1 << 30  # peers' models wait here, four times the largest one at most
 RELEASED = 1_767_225_600.0  # 2026-01-01: no clock that is right is before the year this program was written in
@@ -100,13 +100,15 @@ def check_disk(folder: Path) -> Iterator[Finding]:
 
 def check_descriptors(pid: int | None, limits: TransportLimits) -> Iterator[Finding]:
     """Whether as many connections as we allow fit under the limit on open files (of process `pid`, or else of this one)."""
-    need = limits.connections_max + limits.dials_max + DESCRIPTORS_BESIDE
+    need = files_needed(limits)
     have = _descriptors_of(pid)
     if have is None:
         yield unknown("descriptors", f"nobody can say how many files process {pid} may open; it needs {need}")
     elif have < need:
         text = f"the limit on open files is {have}, and {limits.connections_max} connections need {need}"
-        yield fail("descriptors", text, f"run `ulimit -n {4 * need}` before `p2pnode run`, or set LimitNOFILE= in its service")
+        yield fail(
+            "descriptors", text, f"set LimitNOFILE={4 * need} in its service, or run `ulimit -Hn {4 * need}` as root before"
+        )
     else:
         yield ok("descriptors", f"the limit on open files is {have}; {need} are needed at most")
 
@@ -115,8 +117,8 @@ def _descriptors_of(pid: int | None) -> int | None:
     if pid is None:
         import resource
 
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return soft if soft != resource.RLIM_INFINITY else 1 << 30
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a daemon raises its own up to it
+        return hard if hard != resource.RLIM_INFINITY else 1 << 30
     try:
         lines = Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()
         value = next(line for line in lines if line.startswith("Max open files")).split()[3]
