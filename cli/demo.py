@@ -69,6 +69,7 @@ class Plan:
             task=spec_of(self.task),
             listen=("/ip4/127.0.0.1/tcp/0",),
             mdns=False,
+            upnp=False,
             merge=self.merge,
             shard_index=index,
             shard_count=self.nodes,

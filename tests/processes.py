@@ -22,7 +22,7 @@ COMMAND_S_MAX = 90.0  # for a whole command on a loaded machine with two cores
 def environment(**more: str) -> dict[str, str]:
     """The environment of a fresh user: no settings of whoever runs the tests, a cheap torch, no word to the local network."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PNODE_") or name == "P2PNODE_DATA"}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "P2PNODE_MDNS": "false", **more}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "P2PNODE_MDNS": "false", "P2PNODE_UPNP": "false", **more}
 
 
 def p2pnode(*args: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:

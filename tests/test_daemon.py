@@ -47,7 +47,8 @@ class Daemon:
         self.log = folder.with_suffix(".log")
         config = {
             "swarm": "test", "task": TASK, "data_dir": str(folder), "listen": ["/ip4/127.0.0.1/tcp/0"], "threads": 1,
-            "shard_count": 2, "evaluate_every_s": 0.5, "save_every_s": 0.5, "cycle_s": 0.02, "mdns": False, **settings,
+            "shard_count": 2, "evaluate_every_s": 0.5, "save_every_s": 0.5, "cycle_s": 0.02,
+            "mdns": False, "upnp": False, **settings,
         }  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
