@@ -34,7 +34,7 @@ def make_failing_task(shard: Shard) -> Task:
     return task
 
 
-def _task(shard: Shard, width: int) -> Task:
+def _task(shard: Shard, width: int, rate: float = 0.05) -> Task:
     points = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
     labels = (points.sum(1) > 0).long()
     mine = labels[:600] == shard.index % 2 if shard.count > 1 else torch.ones(600, dtype=torch.bool)
@@ -43,7 +43,7 @@ def _task(shard: Shard, width: int) -> Task:
         train_data=(points[:600][mine], labels[:600][mine]),
         test_data=(points[600:], labels[600:]),
         loss=nn.functional.cross_entropy,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.05),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, rate),
     )
 
 
@@ -58,3 +58,8 @@ def make_slow_task(shard: Shard) -> Task:
     task = make_task(shard)
     task.loss = loss
     return task
+
+
+def make_large_task(shard: Shard) -> Task:
+    """The same with a model of 400 kB: two chunks."""
+    return _task(shard, width=20_000, rate=1e-5)
