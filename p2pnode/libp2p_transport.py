@@ -46,6 +46,7 @@ from p2pnode.transport import (
     check_frame,
     dial_target,
 )
+from p2pnode.upnp import PortMapping
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
@@ -66,7 +67,7 @@ class Libp2pTransport(Transport):
     """`identity_seed`: the 32 bytes of the Ed25519 key. `listen`: /ip4/…/tcp/… or /ip6/…/tcp/…, port 0 for any free one.
 
     `announce`: addresses to tell others instead of those we listen on (behind NAT, say). `gate`: who may come in; None: all.
-    `via`: public helpers, multiaddrs with /p2p/. `relay`: be a helper for anybody.
+    `via`: public helpers, multiaddrs with /p2p/. `relay`: be a helper for anybody. `upnp`: ask the router.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Libp2pTransport(Transport):
         gate: Gate | None = None,
         via: Sequence[str] = (),
         relay: bool = False,
+        upnp: bool = False,
         rates: Rates | None = None,
     ) -> None:
         self.peer = Identity(identity_seed).peer
@@ -87,6 +89,7 @@ class Libp2pTransport(Transport):
         self._listen = [_listen_address(text) for text in listen]
         self._announce = [_announce_address(text, self.peer) for text in announce]
         self._via, self._serves = tuple(_helper_address(text) for text in via), relay
+        self._upnp = upnp
         self._bound: list[Multiaddr] = []
         self._thread = TrioThread(f"libp2p-{next(_threads)}")
         self._from_trio: Mailbox[Event] = Mailbox(self._wake_asyncio, self._take)
@@ -96,6 +99,7 @@ class Libp2pTransport(Transport):
         self._nat: Nat | None = None
         self._punch: Punch | None = None
         self._relay: Relay | None = None
+        self._mapping: PortMapping | None = None
         self._seed = identity_seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -117,6 +121,7 @@ class Libp2pTransport(Transport):
 
         def settle(addresses: list[Multiaddr]) -> None:
             if not bound.done():
+                self._addresses = self._named(self._direct())
                 bound.set_result(addresses)
 
         told = _tell(self._loop, settle)
@@ -125,7 +130,7 @@ class Libp2pTransport(Transport):
         await asyncio.wait((bound, self._serving), timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
         if not bound.done():
             await self._give_up()
-        self._addresses = self._named(self._direct())
+        self._ask_router()
         if self._via and self._nat is not None:
             with contextlib.suppress(TimeoutError, BridgeClosed):
                 await asyncio.wait_for(self._thread.call(self._nat.settled.wait), VIA_S_MAX)
@@ -151,6 +156,20 @@ class Libp2pTransport(Transport):
         if self._serves:
             self._relay = Relay(engine, lambda: self.addresses)
             engine.companions.append(self._relay)
+
+    def _ask_router(self) -> None:
+        """Have the router let others in, unless we are for this machine only, or a person has said where we are."""
+        bound = [parts for address in self._bound if (parts := str(address).split("/"))[1] == "ip4" and parts[2][:4] != "127."]
+        if not self._upnp or not bound or self._announce or self._loop is None:
+            return
+        nat = self._nat
+        assert nat is not None
+
+        def mapped(address: str) -> None:
+            self._to_trio.post(lambda: nat.map(address))
+
+        self._mapping = PortMapping(int(bound[0][4]), _tell(self._loop, mapped))
+        self._mapping.start()
 
     async def _give_up(self) -> None:
         """The first host didn't come up."""
@@ -240,6 +259,9 @@ class Libp2pTransport(Transport):
     async def stop(self) -> None:
         self._on_event = None
         self._addresses = ()
+        if self._mapping is not None:
+            mapping, self._mapping = self._mapping, None
+            await asyncio.to_thread(mapping.stop)
         if self._engine is not None and self._serving is not None:
             try:
                 self._thread.post(self._engine.stop)
@@ -260,7 +282,9 @@ class Libp2pTransport(Transport):
         if self._nat is None or self._punch is None:
             return {}
         upgrades = {"direct_upgrades": self._punch.made, "direct_upgrades_failed": self._punch.failed}
-        return self._nat.status | upgrades | {"serves": None if self._relay is None else self._relay.status()}
+        serves = None if self._relay is None else self._relay.status()
+        upnp = None if self._mapping is None else self._mapping.status()
+        return self._nat.status | upgrades | {"serves": serves, "upnp": upnp}
 
     def traffic(self) -> dict[PeerId, Traffic]:
         return {peer: link.traffic() for peer, link in self._links.items()}

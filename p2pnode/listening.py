@@ -54,8 +54,9 @@ async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: G
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
     rates = config.rates
+    limits = limits_for(rates)
     transport = Libp2pTransport(
-        store.seed, listen, config.announce, limits_for(rates), gate, via=config.via, relay=config.relay, rates=rates
+        store.seed, listen, config.announce, limits, gate, config.via, config.relay, upnp=config.upnp, rates=rates
     )
     await transport.start(on_event)
     return transport
