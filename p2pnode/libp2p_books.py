@@ -13,8 +13,10 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 
+from p2pnode.faults import peer_fault
 from p2pnode.libp2p_host import circuit_of
 from p2pnode.libp2p_link import Inbox, Link
+from p2pnode.libp2p_listener import multiaddr_text
 from p2pnode.libp2p_patches import SafeHost
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp, Reachable
 from protocols.identity import PeerId
@@ -32,7 +34,13 @@ def whence(connection: SwarmConn, stream: NetStream) -> str:
     if circuit := circuit_of(connection):
         return circuit
     ip, port = stream.get_remote_address() or ("", 0)
-    return f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/tcp/{port}"
+    return multiaddr_text(ip, port)
+
+
+def accuse(connection: SwarmConn, reason: str) -> None:
+    """Log the fault of a peer that dialled us."""
+    remote = connection.muxed_conn.get_remote_address()  # type: ignore[attr-defined]  # Yamux has it
+    peer_fault(str(connection.muxed_conn.peer_id), circuit_of(connection) or multiaddr_text(*(remote or ("", 0))), reason)
 
 
 class CannotListen(Exception):
@@ -69,6 +77,7 @@ class Dialling:
     greeting: bool = False  # our hello may have reached the peer
     superseded: bool = False  # the peer's own dial won
     settled: trio.Event = field(default_factory=trio.Event)
+    turn: trio.Lock = field(default_factory=trio.Lock)  # attempts run side by side, but greet one after the other
 
 
 class Inbound:

@@ -17,6 +17,7 @@ Source: go-libp2p keeps both connections; the numbers are TCP's initial sequence
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
@@ -25,29 +26,27 @@ from contextlib import contextmanager
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
-from p2pnode.faults import peer_fault
-from p2pnode.libp2p_books import CannotListen, Dialling, Event, Inbound, Through, no_way_through, whence
-from p2pnode.libp2p_greeting import ACCEPTED, INSTANCE_BYTES, REFUSED, Hello, explain, protocols, read_hello
-from p2pnode.libp2p_host import Companion, Notifee, connect, disconnect, make_host, open_stream, running
+from p2pnode.libp2p_books import CannotListen, Dialling, Event, Inbound, Through, accuse, no_way_through, whence
+from p2pnode.libp2p_dialling import Roads, race
+from p2pnode.libp2p_greeting import ACCEPTED, FAULTS, INSTANCE_BYTES, REFUSED, BadHello, Hello, explain, protocols, read_hello
+from p2pnode.libp2p_host import Companion, Notifee, disconnect, make_host, open_stream, running
 from p2pnode.libp2p_link import FrameReader, Inbox, Link
 from p2pnode.libp2p_pace import Wire
 from p2pnode.libp2p_patches import SafeHost, SafeTCP, SafeYamux
 from p2pnode.transport import (
     ALREADY_CONNECTED,
     ALREADY_DIALLING,
-    CIRCUIT,
     NO_ANSWER,
     NOT_LET_IN,
     NOTHING_LEFT,
     OURSELVES,
+    RESTING,
     UNWANTED,
     Gate,
     Target,
@@ -59,8 +58,6 @@ from protocols.identity import Identity, PeerId, peer_from_text, peer_text
 
 RESTART_S = 1.0  # between a host's death and its next life: long enough not to spin, short against any redial
 CLOSE_S_MAX = 1.0  # for the package to close a connection or a host politely; then it is torn down
-
-FAULTS = (BaseLibp2pError, MultiaddrError, OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError)
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +91,7 @@ class Engine(Notifee):
         self._bound: list[Multiaddr] = []
         self._links: dict[PeerId, Link] = {}
         self._dials: dict[PeerId, Dialling] = {}
+        self._roads = Roads(limits)
         self._inbound: weakref.WeakKeyDictionary[SwarmConn, Inbound] = weakref.WeakKeyDictionary()
         self._busy: weakref.WeakSet[SwarmConn] = weakref.WeakSet()  # connections that have a link, or a dial of ours
         self._held: weakref.WeakKeyDictionary[SwarmConn, int] = weakref.WeakKeyDictionary()  # by companions, how often
@@ -195,10 +193,9 @@ class Engine(Notifee):
         dialling.scope.deadline = trio.current_time() + self._limits.dial_s_max
         try:
             with dialling.scope:
-                for address, seconds in fair_shares(addresses, self._limits):
-                    reason = await self._attempt(peer, address, seconds, dialling)
-                    if not reason:
-                        break
+                shares = self._roads.rests.awake(fair_shares(addresses, self._limits))
+                attempt = functools.partial(self._attempt, peer, dialling)
+                reason = await race(attempt, shares, self._limits.dial_stagger_s) if shares else RESTING
         finally:
             del self._dials[peer]
             dialling.settled.set()
@@ -216,27 +213,25 @@ class Engine(Notifee):
         reason = NO_ANSWER
         try:
             with dialling.scope:
-                reason = await self._attempt(peer, address, self._limits.dial_address_s_max, dialling, connection)
+                reason = await self._attempt(peer, dialling, address, 0, connection)
         finally:
             del self._dials[peer]
             dialling.settled.set()
         return reason
 
     async def _attempt(
-        self, peer: PeerId, address: str, seconds: float, dialling: Dialling, connection: SwarmConn | None = None
+        self, peer: PeerId, dialling: Dialling, address: str, seconds: float, connection: SwarmConn | None = None
     ) -> str:
         """Dial one address and greet. Returns why there is no link, or '' when there is."""
         host, reason = self._host, NO_ANSWER
-        dialling.greeting = False
         try:
-            with trio.fail_after(seconds):
+            if connection is None:
                 named = ID.from_base58(peer_text(peer))
-                if connection is None and CIRCUIT in address:
-                    connection = await self.through(host, address, named)
-                elif connection is None:
-                    connection = await connect(host, Multiaddr(address), named)
+                connection = await self._roads.connect(host, named, address, seconds, self.through)
             self._busy.add(connection)
-            reason = await self._greet(host, connection, peer, address, dialling)
+            async with dialling.turn:
+                dialling.greeting = False
+                reason = await self._greet(host, connection, peer, address, dialling)
         except FAULTS as error:
             reason = explain(error)
         except Exception:
@@ -289,8 +284,10 @@ class Engine(Notifee):
         host, connection = self._host, stream.swarm_conn
         admitted = False
         try:
-            with trio.move_on_after(self._limits.open_s_max):
+            with trio.fail_after(self._limits.open_s_max):
                 admitted = await self._welcome(host, connection, stream)
+        except (BadHello, trio.TooSlowError) as error:
+            accuse(connection, str(error) or "no hello in time")
         except FAULTS as error:
             log.debug("a greeting failed: %s", explain(error))
         if not admitted:
@@ -307,7 +304,7 @@ class Engine(Notifee):
         await inbound.bulk_came.wait()
         said = self._gate.answer(peer, hello.gate) if self._gate.welcome(peer) else None
         if said is None:
-            peer_fault(peer_text(peer), where, "not let in")
+            accuse(connection, "not let in")
             return False
         if not await self._admit(peer, hello) or inbound.bulk is None:
             await stream.write(REFUSED)
@@ -372,6 +369,8 @@ class Engine(Notifee):
         with trio.move_on_after(self._limits.open_s_max):
             await connection.event_closed.wait()
         if connection not in self._busy and not self._held.get(connection) and not connection.is_closed:
+            if connection not in self._held and not connection.muxed_conn.is_initiator:
+                accuse(connection, "no link in time")
             await disconnect(host, connection, CLOSE_S_MAX)
 
     @contextmanager

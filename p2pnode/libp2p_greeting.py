@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from multiaddr.exceptions import Error as MultiaddrError
 
 from p2pnode.libp2p_link import FrameReader
 from p2pnode.transport import ANOTHER_PROTOCOL, GATE_BYTES_MAX, NO_ANSWER
 
+# what the package and the network raise when a dial or a greeting comes to nothing
+FAULTS = (BaseLibp2pError, MultiaddrError, OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError)
 ACCEPTED, REFUSED = b"\x01", b"\x00"
 INSTANCE_BYTES = 16
 NUMBER_BYTES = 8

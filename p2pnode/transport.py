@@ -35,6 +35,7 @@ HUNG_UP = "the peer hung up"
 NOT_LET_IN = "the peer doesn't let us in"
 NO_MORE_BULK = "today's budget is nearly used up: no more models"
 NOTHING_LEFT = "today's budget is used up"
+RESTING = "its addresses failed a moment ago"
 UNWANTED = "that peer is shut out"
 ANOTHER_PROTOCOL = "the peer doesn't speak p2pnode's protocol, or belongs to another swarm"
 
