@@ -121,6 +121,22 @@ class Stranger:
         self.stream(1, line("/multistream/1.0.0") + line(names[0]) + hello[: len(hello) - cut])
         self.stream(3, line("/multistream/1.0.0") + line(names[1]))
 
+    def heard(self, seconds: float) -> dict[int, bytes]:
+        """All that is said on each stream until the other side closes, or for so long. Closing is told by stream -1."""
+        said: dict[int, bytes] = {}
+        until = time.monotonic() + seconds
+        try:
+            while (left := until - time.monotonic()) > 0:
+                self.socket.settimeout(left)
+                _, kind, _, stream, length = struct.unpack(">BBHII", self.read(12))
+                if kind == DATA:
+                    said[stream] = said.get(stream, b"") + self.read(length)
+        except TimeoutError:
+            pass
+        except (OSError, EOFError):
+            said[-1] = b""
+        return said
+
     def leave(self) -> None:
         """Hang up."""
         self.socket.close()

@@ -173,6 +173,21 @@ async def test_a_host_that_dies_is_replaced_on_the_same_port(world: Libp2pWorld,
     assert "another one takes its place" in caplog.text
 
 
+async def test_of_several_addresses_the_first_that_answers_wins(world: Libp2pWorld) -> None:
+    node = await world.node(1)
+    two = Libp2pTransport(seed(2), listen=("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.2/tcp/0"))
+    await two.start(lambda event: None)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"
+        began = time.monotonic()
+        node.transport.dial(two.peer, (mute, mute, *two.addresses))
+        await node.next(PeerUp)
+        assert time.monotonic() - began < TransportLimits().dial_address_s_max, "a silent address delays nobody"
+    await asyncio.sleep(0.5)
+    assert node.all(PeerDown) == node.all(DialFailed) == []
+    await two.stop()
+
+
 async def test_strangers_who_connect_and_say_nothing_or_garbage_are_let_go(world: Libp2pWorld) -> None:
     limits = TransportLimits(handshake_s_max=1, open_s_max=1, connections_max=8, guests_max=7)
     node = await world.node(1, limits)
