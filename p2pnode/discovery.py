@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 AGAIN_S_MIN = 5.0  # the core redials a seed after seconds anyway; a source is asked for new ones
 AGAIN_S_MAX = 300.0  # for one that fails, and for one that says the same again and again
 ASK_S_MAX = 45.0  # for an answer: a walk through a DHT takes 30 s at most
+SILENCE_S_MAX = 120.0  # without a word, be it that nobody is there, a source that is heard has hung: eight of `mdns.CHECK_S`
 CLOSE_S_MAX = 1.0  # for a source to end when it is told to; a clean stop takes 5 s at most
 LOOK_S = 1.0  # between two looks at whether peers are missing
 JITTER = 0.3  # of a pause, to both sides
@@ -43,7 +44,7 @@ NEWS_PER_S_MAX = 1.0  # new addresses of one source told at once, after a burst 
 
 Find = Callable[[], Awaitable[Sequence[str]]]
 Hear = Callable[[Sequence[str]], None]
-Listen = Callable[[Hear], Coroutine[Any, Any, None]]
+Listen = Callable[[Hear], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A source that tells. `listen` runs until cancelled; hearing nothing (an empty sequence) says that it works."""
+    """A source that tells. `listen` runs until cancelled; to hear nothing (an empty sequence) says now and then that it works."""
 
     name: str
     listen: Listen
@@ -157,7 +158,12 @@ class Discovery:
     async def _watch(self) -> None:
         """Notice when peers go missing."""
         while True:
-            lonely, self._lonely = self._lonely, self._wanted()
+            lonely = self._lonely
+            try:
+                self._lonely = self._wanted()
+            except Exception:  # a mistake of ours, which shows elsewhere; to look for peers is never wrong
+                log.debug("whether peers are missing can't be told", exc_info=True)
+                self._lonely = True
             if self._lonely and not lonely:
                 self._turned_lonely.set()
                 self._turned_lonely = asyncio.Event()
@@ -229,11 +235,9 @@ class Discovery:
         while True:
             state.next_try = None
             began = time.monotonic()
-            task = asyncio.create_task(source.listen(self._ear(state)))
+            task = asyncio.create_task(_call(lambda: source.listen(self._ear(state))))
             try:
-                await asyncio.wait((task,))
-                _raise_if_failed(task)
-                self._failed(state, "stopped listening")
+                await self._while_it_lives(task, state)
             except SourceError as error:
                 self._failed(state, str(error))
             finally:
@@ -244,6 +248,17 @@ class Discovery:
             failures += 1
             state.next_try = time.monotonic() + pause_s
             await asyncio.sleep(pause_s)
+
+    async def _while_it_lives(self, task: asyncio.Task[Any], state: SourceState) -> None:
+        """Raises SourceError when a listening task has ended, or hasn't said a word for long."""
+        sign = time.monotonic()
+        while not task.done():
+            sign = max(sign, state.last_success or 0.0)
+            if (left := sign + SILENCE_S_MAX - time.monotonic()) <= 0:
+                raise SourceError(f"no sign of life for {SILENCE_S_MAX:g} s")
+            await asyncio.wait((task,), timeout=left)
+        _raise_if_failed(task)
+        raise SourceError("stopped listening")
 
     def _ear(self, state: SourceState) -> Hear:
         """What a listening source calls."""
@@ -287,7 +302,7 @@ class Discovery:
         state.last_error, state.last_failure = why, time.monotonic()
 
 
-async def _call(find: Find) -> object:
+async def _call(find: Callable[[], Awaitable[object]]) -> object:
     return await find()
 
 

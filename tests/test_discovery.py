@@ -260,6 +260,33 @@ async def test_a_listener_that_broke_is_started_again_and_forgets_its_failure() 
         assert len(starts) == 4
 
 
+async def test_a_listener_that_gives_no_sign_of_life_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_module, "SILENCE_S_MAX", 0.15)
+    starts: list[int] = []
+
+    async def listen(hear: Hear) -> None:
+        starts.append(1)
+        for _ in range(5):
+            await asyncio.sleep(0.05)
+            hear(())
+        await asyncio.Event().wait()
+
+    async with running(Heard("radio", listen), given(A)) as swarm:
+        await swarm.until(lambda: swarm.row("radio")["error"])
+        assert swarm.row("radio")["error"] == "no sign of life for 0.15 s"
+        assert swarm.row("radio")["last_success_s"] is not None
+        await swarm.until(lambda: len(starts) > 2)
+
+
+async def test_a_source_that_can_not_even_be_called_takes_nobody_along() -> None:
+    def broken(*nothing: object) -> Any:
+        raise RuntimeError("not even a coroutine")
+
+    async with running(Asked("asked", broken), Heard("heard", broken), given(A)) as swarm:
+        await swarm.until(lambda: swarm.row("asked")["error"] and swarm.row("heard")["error"] and A in swarm.found)
+        assert swarm.row("heard")["error"] == swarm.row("asked")["error"] == "RuntimeError: not even a coroutine"
+
+
 async def test_addresses_given_are_bounded() -> None:
     kept = Given([A])
     for number in range(GIVEN_MAX):
