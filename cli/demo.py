@@ -25,12 +25,9 @@ from cli.demo_nodes import DaemonEnded, DemoNode, kill_now, stop
 from cli.demo_table import Watch
 from cli.exit_status import ExitStatus
 from cli.render import Screen, percent
-from p2pnode import keyring
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
-from p2pnode.folder import load_seed, prepare_folder
-from p2pnode.invitation import LIFE_S, encode
-from protocols.identity import Identity
+from p2pnode.keyring import found_ahead
 
 POLL_S = 0.5  # between two looks at the nodes; a person can't read faster
 NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simulate`
@@ -197,7 +194,7 @@ async def _next_look(starting: asyncio.Task[None], team: Sequence[DemoNode], sec
 async def _start(team: Sequence[DemoNode]) -> None:
     """All at once, because importing torch takes longest. The first node's invitation and address are all the others get."""
     first, *others = team
-    invitation = _found(first.config)
+    invitation = found_ahead(first.config.data_dir, first.config.swarm)
     try:
         async with asyncio.TaskGroup() as group:
             bootstrap = group.create_task(first.start())
@@ -210,14 +207,6 @@ async def _start(team: Sequence[DemoNode]) -> None:
 async def _start_and_join(node: DemoNode, invitation: str, bootstrap: asyncio.Task[str]) -> None:
     await node.start(invitation)
     await node.join(await bootstrap)
-
-
-def _found(config: Config) -> str:
-    """Found the swarm in the first node's folder before it runs, so that nobody waits for it. Returns an invitation."""
-    prepare_folder(config.data_dir)
-    ring = keyring.found(config.swarm)
-    keyring.save(config.data_dir, ring)
-    return encode(ring.invite(Identity(load_seed(config.data_dir)).peer, (), int(time.time() + LIFE_S)))
 
 
 @contextlib.contextmanager

@@ -79,15 +79,14 @@ def encode(invitation: Invitation) -> str:
 
 
 def _addresses(texts: Iterable[str], room: int) -> bytes:
-    from multiaddr import Multiaddr
+    from p2pnode.libp2p_multiaddr import packed
 
-    packed: list[bytes] = []
-    for text in texts:
-        data: bytes = Multiaddr(text).to_bytes()
-        if len(packed) < ADDRESSES_MAX and len(data) <= ADDRESS_BYTES_MAX and 1 + len(data) <= room:
-            packed.append(bytes([len(data)]) + data)
+    taken: list[bytes] = []
+    for data in map(packed, texts):
+        if len(taken) < ADDRESSES_MAX and len(data) <= ADDRESS_BYTES_MAX and 1 + len(data) <= room:
+            taken.append(bytes([len(data)]) + data)
             room -= 1 + len(data)
-    return bytes([len(packed)]) + b"".join(packed)
+    return bytes([len(taken)]) + b"".join(taken)
 
 
 def decode(text: str) -> Invitation:
@@ -119,8 +118,7 @@ def _damaged(how: str) -> ConfigError:
 
 
 def _read(body: bytes) -> Invitation:
-    from multiaddr import Multiaddr
-    from multiaddr.exceptions import Error
+    from p2pnode.libp2p_multiaddr import unpacked
 
     rest = memoryview(body)[1:]
 
@@ -136,10 +134,7 @@ def _read(body: bytes) -> Invitation:
     number, secret = (take(ID_BYTES), take(SECRET_BYTES)) if flags & _HAS_SECRET else (b"", b"")
     swarm = take(take(1)[0]).decode()
     peer = PeerId(take(KEY_BYTES))
-    try:
-        addresses = tuple(str(Multiaddr(take(take(1)[0]))) for _ in range(take(1)[0]))
-    except Error:
-        raise ValueError("no multiaddr") from None
+    addresses = tuple(unpacked(take(take(1)[0])) for _ in range(take(1)[0]))
     if rest or not swarm.isprintable() or not 0 < len(swarm.encode()) <= NAME_BYTES_MAX or len(addresses) > ADDRESSES_MAX:
         raise ValueError("out of bounds")
     return Invitation(swarm, swarm_id, peer, addresses, expires, number, secret)

@@ -19,6 +19,7 @@ import hmac
 import json
 import secrets
 import stat
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,9 +27,9 @@ from typing import Any
 
 from p2pnode import invitation as invitations
 from p2pnode.errors import ConfigError
-from p2pnode.folder import write_durably
+from p2pnode.folder import load_seed, prepare_folder, write_durably
 from p2pnode.invitation import EXPIRY_BYTES, ID_BYTES, SECRET_BYTES, SWARM_ID_BYTES, Invitation
-from protocols.identity import PeerId
+from protocols.identity import Identity, PeerId
 
 FILE = "swarm.key"
 FORMAT = 1
@@ -185,3 +186,17 @@ def _parse(document: dict[str, Any]) -> Keyring:
     if not isinstance(swarm, str) or len(swarm_id) != SWARM_ID_BYTES or len(keys) > KEYS_MAX or not (keys or invitation):
         raise ValueError("out of bounds")
     return Keyring(swarm, swarm_id, tuple(keys), invitation, bool(document["founded"]))
+
+
+def found_ahead(folder: Path, swarm: str) -> str:
+    """Found the swarm of a node before it runs, unless it has one, so that others needn't wait for it.
+
+    Returns an invitation without addresses. Raises ConfigError when the folder can't be used.
+    """
+    prepare_folder(folder)
+    ring = load(folder)
+    if ring is None or not ring.keys:
+        ring = found(swarm)
+        save(folder, ring)
+    peer = Identity(load_seed(folder)).peer
+    return invitations.encode(ring.invite(peer, (), int(time.time() + invitations.LIFE_S)))

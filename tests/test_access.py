@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import random
-import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,7 +13,6 @@ from hypothesis import strategies as st
 
 from p2pnode import keyring
 from p2pnode.access import INVITED, JOINING, LISTED_MAX, MEMBERS_MAX, WAITING, Access, Ban, Change, Known
-from p2pnode.errors import ConfigError
 from p2pnode.invitation import SKEW_S_MAX, Invitation
 from p2pnode.keyring import EPOCH_JUMP_MAX, KEYS_MAX, Key, Keyring, found
 from p2pnode.transport import GATE_BYTES_MAX, OpenGate
@@ -246,13 +242,6 @@ def test_bans_at_the_same_time_end_with_the_same_keys_and_both_out(clock: Clock)
             assert not meet(invited(again, clock), member)
 
 
-@given(st.permutations(range(5)))
-def test_keys_are_the_same_in_whatever_order_they_come(order: list[int]) -> None:
-    ring = found("x")
-    made = [Key(2 + n // 2, bytes([n]) * 16) for n in range(5)]
-    assert ring.plus(made[n] for n in order).seal == ring.plus(made).seal
-
-
 def test_a_local_allow_outranks_a_ban_here_and_gives_nothing_for_elsewhere(clock: Clock) -> None:
     alice, bob, eve = members(clock, 3)
     ban = alice.ban(eve.peer)
@@ -366,28 +355,6 @@ def test_threads_may_ask_while_things_change(clock: Clock) -> None:
     assert all(not thread.is_alive() for thread in threads)
     assert alice.ring.keys == bob.ring.keys
     assert meet(bob, alice)
-
-
-def test_the_file_is_whole_private_and_says_the_same(tmp_path: Path, clock: Clock) -> None:
-    assert keyring.load(tmp_path) is None
-    alice = founder(clock)
-    bob = invited(alice, clock)
-    for ring in (alice.ring, bob.ring, alice.ring.plus([Key(2, random.Random(1).randbytes(16))])):
-        keyring.save(tmp_path, ring)
-        assert keyring.load(tmp_path) == ring
-        assert stat.S_IMODE((tmp_path / keyring.FILE).stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == [keyring.FILE]
-    (tmp_path / keyring.FILE).chmod(0o640)
-    with pytest.raises(ConfigError, match=r"others can read the swarm's keys in .*swarm\.key; run `chmod 600 .*swarm\.key`"):
-        keyring.load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "keys": [], "invitation": null}'])
-def test_a_damaged_file_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / keyring.FILE).write_text(text)
-    (tmp_path / keyring.FILE).chmod(0o600)
-    with pytest.raises(ConfigError, match="is damaged; restore it, or remove it and ask a member for an invitation"):
-        keyring.load(tmp_path)
 
 
 def test_no_key_is_ever_shown(clock: Clock) -> None:
