@@ -54,6 +54,7 @@ def _node(document: Document) -> Lines:
         ("loss", f"test {number(figure('test_loss'))}, train {number(figure('train_loss'))} at "
                  f"{number(figure('samples_per_second'), 0)} samples per second"),
         ("traffic", f"{size(figure('bytes_sent'))} sent, {size(figure('bytes_received'))} received{_budget(figure('budget'))}"),
+        *_rates(figure("rates")),
         *_fetching(figure("fetches") or []),
         ("peers", f"{count(figure('peers'))} active, {count(figure('peers_known'))} more known"),
     ]  # fmt: skip
@@ -87,7 +88,14 @@ def _budget(budget: Document | None) -> str:
     """What is left of a metered day."""
     if not budget:
         return ""
-    return f"; budget {size(budget.get('used'))} of {size(budget.get('limit'))} today"
+    words = {"no models": f": no models until {budget.get('until')}", "spent": f": used up, silent until {budget.get('until')}"}
+    return f"; budget {size(budget.get('used'))} of {size(budget.get('limit'))} today{words.get(str(budget.get('state')), '')}"
+
+
+def _rates(rates: Document | None) -> Lines:
+    """What the node is held to, when it is."""
+    held = [f"{name} {size(rate)}/s" for name, rate in (rates or {}).items() if rate]
+    return [("held to", ", ".join(held))] if held else []
 
 
 def _health(document: Document) -> Lines:

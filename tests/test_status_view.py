@@ -53,6 +53,18 @@ def test_status_stays_within_a_screen(peers: int) -> None:
     assert "budget 5.0 MB of 20.0 MB today" in text
 
 
+def test_a_metered_line_says_what_it_is_held_to_and_when_it_goes_on() -> None:
+    budget = {"used": 9_600_000, "limit": 10_000_000, "state": "no models", "until": "2026-11-22T00:00:00Z"}
+    text = "\n".join(status_view.screen(document(budget=budget, rates={"upload": 200_000, "download": None})))
+    assert re.search(r"held to +upload 200\.0 kB/s\n", text)
+    assert "budget 9.6 MB of 10.0 MB today: no models until 2026-11-22T00:00:00Z" in text
+    budget["state"] = "spent"
+    text = "\n".join(status_view.screen(document(budget=budget, rates={"upload": None, "download": None})))
+    assert "today: used up, silent until 2026-11-22T00:00:00Z" in text
+    assert "held to" not in text
+    assert "held to" not in "\n".join(status_view.screen(document())), "nor with a daemon of another version"
+
+
 def test_each_peer_says_how_it_is_reached_and_when_models_went_over_the_link() -> None:
     relayed = peer(7, via="relayed", last_exchange_s=None, round_trip_s=None)
     text = "\n".join(status_view.screen(document(2, peer_list=[peer(1), relayed])))
