@@ -6,6 +6,8 @@ offer a security or a muxer but Noise and Yamux.
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -32,6 +34,8 @@ from multiaddr import Multiaddr
 from p2pnode.libp2p_fast import FastMuxer
 from p2pnode.libp2p_patches import SafeHost, SafeSwarm, SafeTCP, SafeYamux, shorten, whole_seconds
 from p2pnode.transport import TransportLimits
+
+TCP_INFO_BYTES = 72  # up to and with tcpi_rtt
 
 
 def make_host(seed: bytes, tcp: SafeTCP, limits: TransportLimits) -> SafeHost:
@@ -125,9 +129,30 @@ class Circuit(RawConnection):
 
 def circuit_of(connection: INetConn) -> str:
     """The address of the circuit that `connection` goes over, or '' when it goes over none."""
-    secured = getattr(connection.muxed_conn, "secured_conn", None)
-    raw = getattr(getattr(getattr(secured, "conn", None), "read_writer", None), "read_write_closer", None)
+    raw = _raw(connection)
     return raw.address if isinstance(raw, Circuit) else ""
+
+
+def _raw(connection: INetConn) -> object:
+    """What carries the bytes, below Noise; None when the package has changed."""
+    secured = getattr(connection.muxed_conn, "secured_conn", None)
+    return getattr(getattr(getattr(secured, "conn", None), "read_writer", None), "read_write_closer", None)
+
+
+def round_trip_s(connection: INetConn) -> float | None:
+    """The round trip to the peer as this machine's kernel has it, smoothed; None through a relay, and where kernels don't tell.
+
+    Source: linux/tcp.h, struct tcp_info: tcpi_rtt, in microseconds.
+    """
+    raw = _raw(connection)
+    socket_of = getattr(getattr(getattr(raw, "stream", None), "stream", None), "socket", None)
+    if isinstance(raw, Circuit) or socket_of is None or not sys.platform.startswith("linux"):
+        return None
+    try:
+        told = socket_of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    except OSError:  # closed by now
+        return None
+    return int.from_bytes(told[TCP_INFO_BYTES - 4 :], sys.byteorder) / 1e6 if len(told) == TCP_INFO_BYTES else None
 
 
 class Companion(Protocol):

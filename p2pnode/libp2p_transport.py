@@ -27,6 +27,7 @@ from p2pnode.libp2p_bridge import BridgeClosed, Mailbox, TrioThread
 from p2pnode.libp2p_circuit import Circuits
 from p2pnode.libp2p_dht import Dht
 from p2pnode.libp2p_engine import Engine
+from p2pnode.libp2p_host import round_trip_s
 from p2pnode.libp2p_link import Link
 from p2pnode.libp2p_nat import Nat
 from p2pnode.libp2p_pace import Wire
@@ -288,6 +289,10 @@ class Libp2pTransport(Transport):
 
     def traffic(self) -> dict[PeerId, Traffic]:
         return {peer: link.traffic() for peer, link in self._links.items()}
+
+    def round_trips(self) -> dict[PeerId, float]:
+        found = ((peer, round_trip_s(link.connection)) for peer, link in self._links.items())
+        return {peer: seconds for peer, seconds in found if seconds is not None}
 
     @property
     def total(self) -> Traffic:

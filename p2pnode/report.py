@@ -96,7 +96,7 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "samples": parts.ready.samples,
         "peers": seen.active_count,
         "peers_known": seen.passive_count,
-        "peer_list": _peer_list(seen, parts.transport.traffic(), now),
+        "peer_list": _peer_list(seen, parts.transport.traffic(), parts.transport.round_trips(), now),
         "phase": seen.phase.value,
         "age": seen.age,
         "steps": seen.steps,
@@ -142,8 +142,10 @@ def _told_by_peers(seen: Snapshot) -> dict[str, Any]:
     return {"source": "peers", "listens": True, "found": known, "error": None, "last_success_s": success, "next_try_s": None}
 
 
-def _peer_list(seen: Snapshot, traffic: Mapping[PeerId, Traffic], now: float) -> list[dict[str, Any]]:
-    """Every link, active peers first."""
+def _peer_list(
+    seen: Snapshot, traffic: Mapping[PeerId, Traffic], round_trips: Mapping[PeerId, float], now: float
+) -> list[dict[str, Any]]:
+    """Every link, active peers first. The core pings only silent links: how far the others are, the system tells."""
     rows = []
     for peer in sorted(seen.peers, key=lambda p: (not p.active, p.since)):
         moved = traffic.get(peer.peer, _NO_TRAFFIC)
@@ -155,7 +157,7 @@ def _peer_list(seen: Snapshot, traffic: Mapping[PeerId, Traffic], now: float) ->
                 "addresses": list(peer.addresses),
                 "active": peer.active,
                 "since_s": round(now - peer.since, 3),
-                "round_trip_s": peer.round_trip_s,
+                "round_trip_s": round_trips.get(peer.peer, peer.round_trip_s),
                 "offers": peer.offers,
                 "merges": peer.merges,
                 "last_fetched_s": peer.last_fetched_s,

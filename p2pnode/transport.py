@@ -157,6 +157,10 @@ class Transport(ABC):
     def traffic(self) -> dict[PeerId, Traffic]:
         """Per connected peer, since its link came up."""
 
+    def round_trips(self) -> dict[PeerId, float]:
+        """Seconds to a peer and back, of those that we are connected to directly, where the system measures them."""
+        return {}
+
     def nat_status(self) -> dict[str, object]:
         """From where we can be reached, and through whom, as JSON types; empty when this transport can't know."""
         return {}

@@ -138,7 +138,12 @@ def test_a_healthy_node_is_left_in_peace(pair: tuple[Path, str]) -> None:
     found = {one["id"]: one["text"] for one in document["findings"] if one["level"] == "ok"}
     assert "our daemon is connected to" in found["peer"]
     assert {"folder", "key", "daemon", "descriptors", "listen", "trainer", "peers"} <= set(found)
-    assert ask(bob, {"do": "status"})["peers"] == 1, "and the link is left alone"
+    status = ask(bob, {"do": "status"})
+    assert status["peers"] == 1, "and the link is left alone"
+    (peer,) = status["peer_list"]
+    assert peer["via"] == "direct"
+    assert 0 < peer["round_trip_s"] < 1, "measured while the link is busy too"
+    assert 0 <= peer["last_exchange_s"] < peer["since_s"]
 
 
 def test_a_newcomer_with_an_invitation_would_come_in(pair: tuple[Path, str], tmp_path: Path) -> None:
