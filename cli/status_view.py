@@ -68,6 +68,8 @@ def _reach(nat: Document) -> Lines:
     said = [words.get(str(nat.get("reachability")), "unknown: nobody has tried to dial us")]
     if seen := nat.get("seen_as"):
         said.append(f"seen as {', '.join(seen[:2])}")
+    if address := (nat.get("upnp") or {}).get("address"):
+        said.append(f"let in by the router at {address}")
     if relays := nat.get("relays"):
         said.append(f"reached by {len(relays)} relay{'s' if len(relays) > 1 else ''}")
     return [("reach", ", ".join(said))]

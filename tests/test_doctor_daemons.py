@@ -222,3 +222,7 @@ def test_what_a_daemon_says_of_its_parts() -> None:
     says(relayed, Level.OK, "by 1 relay")
     says(next(check_nat({"nat": {"reachability": "public"}})), Level.OK, "others can dial this node")
     assert next(check_nat({})).level is Level.UNKNOWN
+    silent = list(check_nat({"nat": {"upnp": {"address": None, "state": "no router answers"}}}))
+    says(named(silent, "upnp"), Level.WARN, "no router answers")
+    mapped = list(check_nat({"nat": {"upnp": {"address": "/ip4/8.8.8.8/tcp/4001", "state": "/ip4/8.8.8.8/tcp/4001"}}}))
+    says(named(mapped, "upnp"), Level.OK, "/ip4/8.8.8.8/tcp/4001")

@@ -80,10 +80,22 @@ def check_nat(status: dict[str, Any]) -> Iterator[Finding]:
     if nat.get("mapping") == "differs":
         text = "the router gives this node another port for each destination (symmetric NAT): direct links rarely come about"
         yield warn("nat", text, "links stay relayed; forward a port on the router for direct ones")
+    yield from _check_upnp(nat.get("upnp") or {}, public=nat.get("reachability") == "public")
     for helper in nat.get("helpers") or ():
         if helper.get("error"):
             text = f"the helper node {helper.get('address')} doesn't help ({helper['error']})"
             yield warn("helper", text, "name another with --via", str(helper.get("address")))
+
+
+def _check_upnp(upnp: dict[str, Any], *, public: bool) -> Iterator[Finding]:
+    """What the router said when it was asked to let others in."""
+    if upnp.get("address"):
+        yield ok("upnp", f"the router lets others in at {upnp['address']} (UPnP)")
+    elif upnp.get("state") == "asking":
+        yield unknown("upnp", "the router is being asked to let others in (UPnP)", "look again in a minute")
+    elif upnp.get("state") and not public:
+        text = f"the router doesn't let others in by itself ({upnp['state']})"
+        yield warn("upnp", text, "turn UPnP on in the router, or forward a port there and announce it")
 
 
 def _check_budget(status: dict[str, Any]) -> Iterator[Finding]:
