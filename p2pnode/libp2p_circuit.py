@@ -11,6 +11,7 @@ no listener.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -114,13 +115,15 @@ class Circuits:
     async def _dial(self, host: SafeHost, where: str, peer: ID) -> SwarmConn:
         swarm = host.get_network()
         assert isinstance(swarm, SafeSwarm)
-        raw = await dial_from(self._engine.tcp, Multiaddr(where), self.port())
+        raw, ours = await self._raw(Multiaddr(where))
         try:
             connection = await swarm.upgrade_outbound_raw_conn(raw, peer)
         except BaseException:
             with shielded(1.0):
                 await raw.close()
             raise
+        if not ours:
+            return connection
         try:
             with self._engine.hold(connection):
                 seen = await observed(host, connection)
@@ -133,6 +136,15 @@ class Circuits:
         if seen is not None:
             self.seen[peer] = seen
         return connection
+
+    async def _raw(self, where: Multiaddr) -> tuple[RawConnection, bool]:
+        """A TCP connection, and whether it leaves from `port`: just after the last one to that relay it can't (TIME_WAIT)."""
+        try:
+            return await dial_from(self._engine.tcp, where, self.port()), True
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                raise
+        return await dial_from(self._engine.tcp, where, 0), False
 
     def port(self) -> int:
         """The port that relays and hole punches are dialled from. Held by a socket that does nothing else."""

@@ -10,6 +10,7 @@ Source: libp2p specifications autonat-v1 and circuit-v2; "a relay unless somebod
 from __future__ import annotations
 
 import ipaddress
+import logging
 import random
 import weakref
 from collections.abc import Callable
@@ -44,6 +45,9 @@ ANSWER_S_MAX = 10.0  # an answer of a helper; it dials us meanwhile
 AGAIN_S_MIN, AGAIN_S_MAX = 1.0, 60.0  # between two tries at a helper that is away
 LOOK_S = 20.0  # between two looks for helpers among the members
 FAILURES_MAX = 3  # in a row, then a helper that was found is given up; one of `via` never is
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -84,6 +88,7 @@ class Nat:
         self._engine, self._circuits, self._serves, self._rng = engine, circuits, serves, rng
         self._helpers = [Helper(address, given=True) for address in via[:HELPERS_MAX]]
         self._tried: set[str] = set()
+        self._choosing = trio.Lock()  # one helper at a time finds out whether another place is wanted
         self._useless: weakref.WeakSet[Link] = weakref.WeakSet()  # links to members that don't serve
         self._told: tuple[str, ...] | None = None  # the first needs no telling: the transport knows where it listens
         self.status: dict[str, object] = {}
@@ -128,8 +133,8 @@ class Nat:
             try:
                 async with self._circuits.way(host, helper.address) as connection:
                     helper.connected, helper.error = True, ""
-                    await self._use(host, helper, connection)
-                helper.error = "connection lost"
+                    if not await self._use(host, helper, connection):
+                        helper.error = "connection lost"
             except FAULTS as error:
                 helper.error = explain(error)
             finally:
@@ -138,23 +143,32 @@ class Nat:
                 helper.failures = 0 if trio.current_time() > began + RENEW_S else helper.failures + 1
                 self._attempted(helper)
             pause_s = AGAIN_S_MIN if helper.failures <= 1 else min(2 * pause_s, AGAIN_S_MAX)
+            if not helper.error:
+                asked_s = helper.ask_at - trio.current_time()
+                helper.failures, pause_s = 0, max(AGAIN_S_MAX, asked_s) if self.public else AGAIN_S_MAX
             await trio.sleep(pause_s * self._rng.uniform(0.7, 1.3))
         self._helpers.remove(helper)
 
-    async def _use(self, host: SafeHost, helper: Helper, connection: SwarmConn) -> None:
+    async def _use(self, host: SafeHost, helper: Helper, connection: SwarmConn) -> bool:
+        """Until the connection ends. True: we have no need of it now."""
         while not connection.is_closed:
-            others = sum(other.reserved for other in self._helpers if other is not helper)
-            if not self.public and not self._serves and others < RELAYS_MAX:
-                await self._reserve(host, helper, connection)
-                self._changed()
+            async with self._choosing:
+                others = sum(other.reserved for other in self._helpers if other is not helper)
+                wanted = not self.public and not self._serves and others < RELAYS_MAX
+                if wanted:
+                    await self._reserve(host, helper, connection)
+                    self._changed()
             if trio.current_time() >= helper.ask_at:
-                await self._ask(host, helper, connection)
-            if self.public:
-                for one in self._helpers:
-                    one.reserved = False  # it lapses
+                try:
+                    await self._ask(host, helper, connection)
+                except FAULTS as error:
+                    log.debug("a helper doesn't say whether we can be reached: %s", explain(error))
+            if not wanted or self.public:
+                return True
             self._attempted(helper)
             with trio.move_on_after(RENEW_S * self._rng.uniform(0.8, 1.0)):
                 await connection.event_closed.wait()
+        return False
 
     async def _ask(self, host: SafeHost, helper: Helper, connection: SwarmConn) -> None:
         """Have the helper dial us, and note whether it got through."""
@@ -169,7 +183,7 @@ class Nat:
                 said = (await read_message(stream, NatMessage)).dialResponse
                 await stream.close()
         except MultiselectClientError:
-            return  # it relays, perhaps, but doesn't dial back
+            return  # it relays, perhaps, but dials nobody back
         if said.status in (NatMessage.OK, NatMessage.E_DIAL_ERROR):
             helper.verdict = said.status == NatMessage.OK
             helper.reachable = str(Multiaddr(said.addr)) if helper.verdict and said.addr in asked.dial.peer.addrs else ""

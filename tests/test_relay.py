@@ -239,6 +239,28 @@ async def test_with_two_relays_there_are_two_ways(world: Relays) -> None:
     await one.next(PeerUp)
 
 
+async def test_a_second_circuit_right_after_the_first_one(world: Relays) -> None:
+    relay = await world.relay()
+    two, visitor = await world.hidden(2, relay), await world.add(3)  # the visitor has no relay of its own to stay connected with
+    for number in (1, 2, 3):
+        visitor.transport.dial(two.peer, circuits(two))
+        await visitor.next(PeerUp, number)
+        visitor.transport.hangup(two.peer, "again")
+        await visitor.next(PeerDown, number)
+        await two.next(PeerDown, number)
+    assert not visitor.all(DialFailed), "the port that we dial relays from isn't free at once"
+
+
+async def test_a_third_relay_steps_in_for_one_that_dies(world: Relays) -> None:
+    relays = [await world.relay(number) for number in (7, 8, 9)]
+    node = await world.hidden(1, *relays)
+    await until(lambda: len(circuits(node)) == 2, "two places")
+    first = next(relay for relay in relays if any(relay.transport.addresses[0] in address for address in circuits(node)))
+    await first.transport.stop()
+    await until(lambda: len(circuits(node)) == 1, "the loss of one place")
+    await until(lambda: len(circuits(node)) == 2, "a place at the third relay")
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------------
 
 
