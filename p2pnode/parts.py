@@ -28,6 +28,7 @@ from p2pnode.jobs import Jobs, threads_of
 from p2pnode.listening import TransportFactory, start_transport
 from p2pnode.metering import Metering
 from p2pnode.records import Records
+from p2pnode.sizes import format_size
 from p2pnode.sources import sources_of
 from p2pnode.store import MODEL_FILE, Store
 from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
@@ -113,6 +114,7 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
             f"the model has {ready.size:,} bytes, and limits '{config.limits}' allow {config.bounds.model_bytes_max:,}; "
             "train a smaller one or set limits to laptop"
         )
+    _warn_if_slow(config, ready.size)
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
     jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)
@@ -144,6 +146,16 @@ def _access(config: Config, records: Records, identity: Identity, given: Given, 
 
     door.changed = changed
     return door
+
+
+def _warn_if_slow(config: Config, size: int) -> None:
+    """A model that takes longer than an offer is good for never arrives."""
+    for name, rate in (("max_upload", config.rates.upload), ("max_download", config.rates.download)):
+        if rate and size / rate > config.bounds.offer_age_s_max / 2:
+            log.warning(
+                "a model takes %.0f minutes at %s %s a second, and an offer is good for %.0f: few will arrive",
+                size / rate / 60, name, format_size(rate), config.bounds.offer_age_s_max / 60,
+            )  # fmt: skip
 
 
 def _empty(blobs: Blobs) -> None:

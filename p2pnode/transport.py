@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from p2pnode.errors import ConfigError
 from p2pnode.pacing import Flow as Flow
 from p2pnode.pacing import Rates as Rates
 from p2pnode.pacing import Ration as Ration
@@ -173,9 +174,10 @@ class Transport(ABC):
     def ration(self, ration: Ration, changed: Callable[[Flow], None]) -> None:
         """Bound what may cross from now on, in place of an earlier ration; `changed` is told of each change.
 
-        When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on.
+        When bulk stops, links with bulk under way end; when everything stops, all do. A later ration lets both go on. Raises
+        ConfigError when the transport doesn't count.
         """
-        raise NotImplementedError("this transport counts nothing that a ration could be held to")
+        raise ConfigError("this transport doesn't count its bytes, so it can't hold a budget: leave budget out")
 
 
 @dataclass(frozen=True, slots=True)

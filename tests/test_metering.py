@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from p2pnode.config import BUDGET_MIN, Config
 from p2pnode.errors import ConfigError
 from p2pnode.metering import BULK_SHARE, DAY_S, NOTE, Meter, Metering
-from p2pnode.pacing import Flow
+from p2pnode.pacing import Flow, Ration
+from p2pnode.parts import _warn_if_slow
 from p2pnode.records import Records
-from p2pnode.transport import NOTHING_LEFT
+from p2pnode.transport import NOTHING_LEFT, Transport
 from protocols.events import DialFailed, Frame, Metered, PeerDown, PeerUp
 from tests.transports import Libp2pWorld, MemoryWorld, Node, World
 
@@ -99,6 +101,17 @@ def test_rates_and_budgets_of_a_config() -> None:
     assert slow.chunk_gap_s_max > Config().bounds.chunk_gap_s_max + 100, "who is slow himself blames nobody for it"
     with pytest.raises(ConfigError, match="max_upload"):
         Config(max_upload="1 kB")
+
+
+def test_a_transport_that_counts_nothing_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="leave budget out"):
+        Transport.ration(None, Ration(1, 1), lambda flow: None)  # type: ignore[arg-type]
+
+
+def test_a_rate_too_slow_for_the_model_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _warn_if_slow(Config(max_upload="20 kB", max_download="1 MB"), 12_000_000)
+    assert [line.partition(",")[0] for line in caplog.messages] == ["a model takes 10 minutes at max_upload 20 kB a second"]
 
 
 # --- held by a transport --------------------------------------------------------------------------------------------------
