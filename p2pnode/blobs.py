@@ -26,7 +26,7 @@ SPARES_MAX = 2  # files of discarded blobs that are written over: new pages cost
 class _Partial:
     path: Path
     size: int
-    offsets: set[int] = field(default_factory=set)
+    leaves: dict[int, bytes | None] = field(default_factory=dict)  # by offset
 
 
 class Blobs:
@@ -35,7 +35,8 @@ class Blobs:
     def __init__(self, folder: Path, bytes_max: int) -> None:
         self.folder = folder
         self._bytes_max = bytes_max
-        self._trees: dict[Digest, Tree] = {}  # of our own models: what we serve
+        self._trees: dict[Digest, Tree] = {}  # of our own models
+        self._lent: dict[Digest, Tree] = {}  # of those in `_whole`, for peers who want them too
         self._partial: dict[Digest, _Partial] = {}
         self._whole: dict[Digest, int] = {}  # fetched from peers, with their sizes
         self._spares: list[tuple[Path, int]] = []  # files that the next blob of the same size may have
@@ -56,8 +57,11 @@ class Blobs:
         if digest not in self._trees:
             self._trees[digest] = Tree.of_leaves(leaves)
 
-    def write(self, digest: Digest, size: int, offset: int, data: Buffer) -> None:
-        """Keep a verified piece of a blob of a peer. Raises OSError, also when all that we may keep is in use."""
+    def write(self, digest: Digest, size: int, offset: int, data: Buffer, leaf: bytes | None = None) -> None:
+        """Keep a verified piece of a blob of a peer; with the `leaf` hash of each, the whole can be served to others.
+
+        Raises OSError, also when all that we may keep is in use.
+        """
         if digest in self._trees or digest in self._whole:
             return
         partial = self._partial.get(digest)
@@ -68,11 +72,14 @@ class Blobs:
             os.pwrite(fd, data, offset)
         finally:
             os.close(fd)
-        partial.offsets.add(offset)
-        if len(partial.offsets) == chunk_count(size):
+        partial.leaves[offset] = leaf
+        if len(partial.leaves) == chunk_count(size):
             partial.path.rename(self.path(digest))
             del self._partial[digest]
             self._whole[digest] = size
+            leaves = [one for _, one in sorted(partial.leaves.items()) if one is not None]
+            if len(leaves) == len(partial.leaves):
+                self._lent[digest] = Tree.of_leaves(leaves)
 
     def _begin(self, digest: Digest, size: int) -> _Partial:
         """Room for a blob, in a spare file if there is one of its size: every byte of it will be written over."""
@@ -107,8 +114,8 @@ class Blobs:
 
     @contextmanager
     def frames(self, digest: Digest, first: int, count: int) -> Iterator[Iterator[bytes] | None]:
-        """The chunk frames of one of our own models, made one by one; None when we don't have it any more."""
-        tree = self._trees.get(digest)
+        """The chunk frames of a whole blob, made one by one; None when we don't have it any more."""
+        tree = self._trees.get(digest) or self._lent.get(digest)
         if tree is None or not (path := self.path(digest)).exists():
             yield None
             return
@@ -124,6 +131,7 @@ class Blobs:
     def discard(self, digest: Digest) -> None:
         """Forget a blob, whole or partial. Raises OSError."""
         self._trees.pop(digest, None)
+        self._lent.pop(digest, None)
         size = self._whole.pop(digest, 0)
         partial = self._partial.pop(digest, None)
         path = partial.path if partial else self.path(digest)

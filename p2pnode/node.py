@@ -217,8 +217,8 @@ class Node:
                 parts.transport.send(peer, data)
             case fx.SendBlob():
                 parts.uploads.add(effect)
-            case fx.WriteChunk(digest, size, offset, data):
-                self._try_blobs(lambda: parts.blobs.write(digest, size, offset, data))
+            case fx.WriteChunk(digest, size, offset, data, leaf):
+                self._try_blobs(lambda: parts.blobs.write(digest, size, offset, data, leaf))
             case fx.Discard(digest):
                 self._try_blobs(lambda: parts.blobs.discard(digest))
             case fx.Dial(target, addresses):

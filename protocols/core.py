@@ -10,9 +10,6 @@ A link is greeted first: both sides send a hello (swarm and schema digests), and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from hashlib import sha256
-
 from protocols.effects import Effect, Hangup, Kind
 from protocols.errors import OtherVersion, RemoteError
 from protocols.events import (
@@ -32,10 +29,10 @@ from protocols.events import (
     Tick,
     Trained,
 )
+from protocols.fields import is_address
 from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
 from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId, peer_text
-from protocols.limits import LAPTOP, Limits
 from protocols.links import Link, State, new_link
 from protocols.membership import Membership
 from protocols.messages import (
@@ -45,6 +42,7 @@ from protocols.messages import (
     ForwardJoin,
     Gone,
     Goodbye,
+    Have,
     Hello,
     Message,
     Neighbour,
@@ -61,12 +59,13 @@ from protocols.randomness import Randomness
 from protocols.revocation import SHUT_OUT, Register
 from protocols.scoring import Scores
 from protocols.serving import Shelf
+from protocols.settings import CoreSettings, swarm_digest
 from protocols.snapshot import PeerStatus, Snapshot, peer_status, snapshot_of
 from protocols.transfer import PENALTY_STALLED, Transfers
 from protocols.turn import Turn
-from protocols.wire import SCHEMA_BYTES, SWARM_BYTES, VERSION, decode, is_address
+from protocols.wire import VERSION, decode
 
-__all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot"]
+__all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot", "swarm_digest"]
 
 PENALTY_RUDE = 40.0  # says hello twice
 PENALTY_EARLY = 2.0  # talks before it has said hello: rude, or a queue was full and the hello is lost
@@ -75,31 +74,7 @@ REFUSALS = {  # what we tell whom we have no use for
     Goodbye.OTHER_SCHEMA: "your model has another schema",
     Goodbye.OTHER_VERSION: f"you speak another version of the protocol, this is {VERSION}",
 }
-DEFAULT_GOSSIP = GossipSettings()
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
-
-
-def swarm_digest(name: str) -> bytes:
-    """What a swarm's name looks like on the wire: 16 bytes."""
-    return sha256(b"p2pnode/1 swarm\x00" + name.encode()).digest()[:SWARM_BYTES]
-
-
-@dataclass(frozen=True, slots=True)
-class CoreSettings:
-    """What a core is told at birth. `schema`: 16-byte digest of the model's schema. `neighbours`: a fixed topology, or None."""
-
-    swarm: str
-    schema: bytes
-    samples: int
-    limits: Limits = LAPTOP
-    gossip: GossipSettings = DEFAULT_GOSSIP
-    neighbours: tuple[Contact, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.schema) != SCHEMA_BYTES:
-            raise ValueError(f"a schema digest has {SCHEMA_BYTES} bytes")
-        if not 0 <= self.samples <= self.limits.age_max:
-            raise ValueError(f"samples must be between 0 and {self.limits.age_max}")
 
 
 class Core:
@@ -316,8 +291,9 @@ class Core:
                 elif message.digest in self._transfers.parked:
                     self._gossip.pulling.pull(turn)  # its source may be asked for no more
             case Gone(digest):
-                self._transfers.on_gone(link.peer, digest, turn)
-                self._gossip.pulling.pull(turn)
+                self._gossip.pulling.on_gone(link, digest, turn)
+            case Have(digest):
+                self._gossip.pulling.on_have(link, digest, turn)
             case Ping(token):
                 turn.send(link.peer, Pong(token))
             case Pong(token):

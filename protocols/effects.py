@@ -53,12 +53,16 @@ class SendBlob:
 
 @dataclass(frozen=True, slots=True)
 class WriteChunk:
-    """Keep a verified piece of blob `digest` (`size` bytes in all) at byte `offset`."""
+    """Keep a verified piece of blob `digest` (`size` bytes in all) at byte `offset`.
+
+    `leaf`: its hash in the blob's Merkle tree, so that a whole blob can be served to others without reading it once more.
+    """
 
     digest: Digest
     size: int
     offset: int
     data: bytes | memoryview
+    leaf: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

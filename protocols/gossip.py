@@ -103,7 +103,7 @@ class Gossip:
         self.phase = Phase.RESTING
         self.merges = self.merges_refused = 0
         self._next_round = now
-        self.pulling = Pulling(limits, randomness, transfers, holdings)
+        self.pulling = Pulling(limits, randomness, active, transfers, shelf, holdings)
         self._merging: tuple[Offer, ...] = ()
         self._offer: SignedOffer | None = None  # our newest, once its number is stored
         holdings.keep(model.digest)
@@ -128,7 +128,7 @@ class Gossip:
     def greet(self, link: Link, turn: Turn) -> None:
         """A peer has become active: tell it what we have, and go on with what it was delivering when its link broke."""
         self._say(link, turn, pull=False)
-        self.pulling.came_back(link.peer, turn)
+        self.pulling.greet(link, turn)
 
     def _say(self, link: Link, turn: Turn, *, pull: bool) -> None:
         """Offer our newest model, unless this peer has been told already."""

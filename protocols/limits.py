@@ -72,6 +72,8 @@ class Limits:
     window_s: float = 2.0  # beside others a source has no more in hand than it delivers in so long (guess)
     endgame_s: float = 2.0  # a source that owes the last chunks for longer is helped by one with nothing to do (guess)
     chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
+    have_chunks_min: int = 8  # a fetched model of so many chunks is offered to others as a source; smaller ones aren't worth it
+    haves_max: int = 8  # such models remembered of each peer: what it may hold at once (guess)
     serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB
     serve_factor_max: int = 3  # a peer may fetch the same model so many times before it is abuse
     serve_readers_max: int = 64  # readers of one model whose asking is counted: twice links_max

@@ -6,12 +6,13 @@ schema, it may talk) or `CLOSING` (we hung up; whatever still arrives is not loo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from protocols.errors import RemoteError
 from protocols.identity import PeerId
 from protocols.limits import Limits
+from protocols.merkle import Digest
 from protocols.messages import Contact
 
 PENALTY_FLOOD = 2.0  # per frame over the rate: fifty of them are a flood
@@ -67,6 +68,7 @@ class Link:
     offered: int = 0  # sequence number of our newest offer that this peer has been sent
     offers: int = 0  # that told us news
     merges: int = 0  # of its models that were merged
+    haves: dict[Digest, None] = field(default_factory=dict)  # models of others that it has whole, oldest first
     fetched: float | None = None  # when a chunk from it was kept
     served: float | None = None  # when it last asked for chunks that we have
     merged: float | None = None  # when a model of its was merged

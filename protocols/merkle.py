@@ -89,10 +89,16 @@ class Tree:
 
 def verify_chunk(digest: Digest, size: int, index: int, chunk: Buffer, proof: bytes) -> bool:
     """Whether `chunk` is piece `index` of the blob of `size` bytes named `digest`. Never raises."""
+    fits = 0 <= index < chunk_count(size) and len(chunk) == chunk_size(size, index)
+    return fits and verify_leaf(digest, size, index, leaf(chunk), proof)
+
+
+def verify_leaf(digest: Digest, size: int, index: int, node: bytes, proof: bytes) -> bool:
+    """Whether `node` is leaf hash `index` of the blob of `size` bytes named `digest`. Never raises."""
     width = chunk_count(size)
-    if not 0 <= index < width or len(chunk) != chunk_size(size, index) or len(proof) % DIGEST_BYTES:
+    if not 0 <= index < width or len(proof) % DIGEST_BYTES:
         return False
-    node, at = leaf(chunk), 0
+    at = 0
     while width > 1:
         sibling = index ^ 1
         if sibling < width:

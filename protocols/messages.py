@@ -127,6 +127,13 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Have:
+    """I have fetched all of `digest` too, and serve it until I have merged it."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Piece `index` of blob `digest` with its Merkle proof. `data` is a view into the received frame."""
 
@@ -172,6 +179,7 @@ Message = (
     | SignedOffer
     | Want
     | Gone
+    | Have
     | Chunk
     | Revocations
     | RevocationsKnown

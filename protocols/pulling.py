@@ -16,14 +16,17 @@ model of the author is here, or the time is over (`offer_age_s_max`), the half o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
-from protocols.merkle import Digest
-from protocols.messages import Offer
+from protocols.links import Link
+from protocols.merkle import Digest, chunk_count
+from protocols.messages import Have, Offer
 from protocols.randomness import Randomness
+from protocols.serving import Shelf
 from protocols.transfer import Transfers
 from protocols.turn import Turn
 
@@ -45,8 +48,17 @@ class Candidate:
 class Pulling:
     """Offers, from the first word of them to the merge. `bulk`: whether models may be fetched at all at present."""
 
-    def __init__(self, limits: Limits, randomness: Randomness, transfers: Transfers, holdings: Holdings) -> None:
-        self._limits, self._randomness, self._transfers, self._holdings = limits, randomness, transfers, holdings
+    def __init__(
+        self,
+        limits: Limits,
+        randomness: Randomness,
+        active: Mapping[PeerId, Link],
+        transfers: Transfers,
+        shelf: Shelf,
+        holdings: Holdings,
+    ) -> None:
+        self._limits, self._randomness, self._active = limits, randomness, active
+        self._transfers, self._shelf, self._holdings = transfers, shelf, holdings
         self.bulk = True
         self.merging_bytes = 0  # of fetched models that are being merged right now
         self._candidates: dict[PeerId, Candidate] = {}  # by author: the newest offer
@@ -145,6 +157,8 @@ class Pulling:
             del self._candidates[offer.author]
             self._fetching[offer.digest] = candidate
             until = candidate.at + self._limits.offer_age_s_max
+            for peer in (peer for peer, link in self._active.items() if offer.digest in link.haves):
+                candidate.add(peer)
             self._transfers.fetch(offer.digest, offer.size, candidate.sources, until, self._whole_bytes, turn)
 
     def _resume(self, digest: Digest, turn: Turn) -> None:
@@ -178,6 +192,38 @@ class Pulling:
         fetched = self._fetching.pop(digest)
         assert fetched.offer.author not in self._ready, "one model of an author at a time"
         self._ready[fetched.offer.author] = fetched
+        self._share(fetched.offer, turn)
+        self.pull(turn)
+
+    def _share(self, offer: Offer, turn: Turn) -> None:
+        """Others may be in the middle of fetching the same: we are one more source, for as long as we keep it."""
+        self._shelf.lend(offer.digest, offer.size, turn.now)
+        for link in self._active.values():
+            self._tell(link, offer, turn)
+
+    def _tell(self, link: Link, offer: Offer, turn: Turn) -> None:
+        worth_it = chunk_count(offer.size) >= self._limits.have_chunks_min
+        if worth_it and link.peer != offer.author and offer.digest not in link.haves:
+            turn.send(link.peer, Have(offer.digest))
+
+    def on_have(self, link: Link, digest: Digest, turn: Turn) -> None:
+        """A peer has fetched this too. Nothing is fetched for that alone; whatever is, may come from it as well."""
+        link.haves.pop(digest, None)
+        link.haves[digest] = None
+        if len(link.haves) > self._limits.haves_max:
+            del link.haves[next(iter(link.haves))]
+        if digest in self._fetching and self.bulk:
+            self._transfers.add_sources(digest, [link.peer], turn)
+        elif digest in self._parked:
+            self._parked[digest].add(link.peer)
+        else:
+            return
+        self.pull(turn)
+
+    def on_gone(self, link: Link, digest: Digest, turn: Turn) -> None:
+        """A source has it no more."""
+        link.haves.pop(digest, None)
+        self._transfers.on_gone(link.peer, digest, turn)
         self.pull(turn)
 
     def peer_lost(self, peer: PeerId, turn: Turn) -> None:
@@ -192,8 +238,11 @@ class Pulling:
                 candidate.sources.remove(peer)
         self.pull(turn)
 
-    def came_back(self, peer: PeerId, turn: Turn) -> None:
-        """`peer` is an active peer (again): go on with what it was in the middle of delivering."""
+    def greet(self, link: Link, turn: Turn) -> None:
+        """A peer is active (again): tell it what is here, and go on with what it was in the middle of delivering."""
+        peer = link.peer
+        for ready in self._ready.values():
+            self._tell(link, ready.offer, turn)
         self._reconcile()
         known = self._transfers.came_back(peer)
         for digest in known:
@@ -224,7 +273,7 @@ class Pulling:
             self._transfers.forget(digest, turn)
         self._reconcile()
         if author in self._ready:
-            self._holdings.release(self._ready.pop(author).offer.digest, turn)
+            self._let_go(self._ready.pop(author).offer, turn)
 
     # --- merging ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +292,7 @@ class Pulling:
         for author, ready in list(self._ready.items()):
             if ready.offer.digest == own or not self._fresh(ready, turn.now):
                 self._use(author)
-                self._holdings.release(ready.offer.digest, turn)
+                self._let_go(ready.offer, turn)
         authors = list(self._ready)
         chosen = tuple(self._use(author) for author in self._randomness.sample(authors, min(len(authors), most)))
         self.merging_bytes = sum(offer.size for offer in chosen)
@@ -262,4 +311,8 @@ class Pulling:
         """The merge of these is over, kept or not."""
         self.merging_bytes = 0
         for offer in inputs:
-            self._holdings.release(offer.digest, turn)
+            self._let_go(offer, turn)
+
+    def _let_go(self, offer: Offer, turn: Turn) -> None:
+        self._shelf.withdraw(offer.digest)
+        self._holdings.release(offer.digest, turn)

@@ -22,12 +22,13 @@ from hashlib import sha256
 from itertools import islice
 
 from protocols.effects import Revoked
+from protocols.fields import REVOCATIONS_MAX
 from protocols.identity import Identity, PeerId
 from protocols.limits import Limits
 from protocols.links import Link, State
 from protocols.messages import Revocation, Revocations, RevocationsKnown
 from protocols.turn import Turn
-from protocols.wire import REVOCATIONS_DIGEST_BYTES, REVOCATIONS_MAX, check_revocation, sign_revocation
+from protocols.wire import REVOCATIONS_DIGEST_BYTES, check_revocation, sign_revocation
 
 SHUT_OUT = "this swarm has shut you out"  # all that a victim is told
 

@@ -1,4 +1,4 @@
-"""What we let others fetch: our own newest models, and older ones for as long as somebody is still at it.
+"""What we let others fetch: our own newest models, older ones while somebody is at it, and others' while we keep them anyway.
 
 A node may publish faster than its peers can fetch. If every new model pushed an old one out, a transfer that outlasts a few
 rounds would never end: its reader would be told that the model is gone, begin the next one, and merge nothing for ever. So a
@@ -48,6 +48,7 @@ class Shelf:
     def __init__(self, limits: Limits, holdings: Holdings) -> None:
         self._limits, self._holdings = limits, holdings
         self._items: dict[Digest, _Item] = {}
+        self._lent: dict[Digest, _Item] = {}  # models of others that wait for a merge
         self.bulk = True  # whether models may be served at all at present
 
     def publish(self, digest: Digest, size: int, turn: Turn) -> None:
@@ -64,13 +65,21 @@ class Shelf:
                 del self._items[old]
                 self._holdings.release(old, turn)
 
+    def lend(self, digest: Digest, size: int, now: float) -> None:
+        """Serve a fetched model too, for as long as it is kept anyway: until `withdraw`."""
+        self._lent[digest] = _Item(size, now)
+
+    def withdraw(self, digest: Digest) -> None:
+        """A fetched model is kept no longer."""
+        self._lent.pop(digest, None)
+
     def on_want(self, link: Link, want: Want, turn: Turn) -> None:
         """A peer asks for chunks. Raises RemoteError when they don't exist, or it has had them often enough.
 
         On a fast link a large model takes hundreds of wants a second, so those that are served count by their chunks alone.
         """
-        item, peer = self._items.get(want.digest) if self.bulk else None, link.peer
-        if item is None:
+        item, peer = self._items.get(want.digest) or self._lent.get(want.digest), link.peer
+        if item is None or not self.bulk:
             link.charge(turn.now, self._limits)
             turn.send(peer, Gone(want.digest))
             return

@@ -24,7 +24,7 @@ from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.links import Link
-from protocols.merkle import CHUNK_BYTES, Digest, chunk_size, verify_chunk
+from protocols.merkle import CHUNK_BYTES, Digest, chunk_size, leaf, verify_leaf
 from protocols.messages import Chunk, Want
 from protocols.turn import Turn
 
@@ -128,12 +128,13 @@ class Transfers:
         if len(chunk.data) != chunk_size(fetch.size, chunk.index):
             self._forsake(fetch, peer, turn)
             raise RemoteError("chunk of the wrong size", PENALTY_BAD_CHUNK)
-        if not verify_chunk(fetch.digest, fetch.size, chunk.index, chunk.data, chunk.proof):
+        node = leaf(chunk.data)
+        if not verify_leaf(fetch.digest, fetch.size, chunk.index, node, chunk.proof):
             self._forsake(fetch, peer, turn)
             raise RemoteError("chunk that doesn't belong to its digest", PENALTY_BAD_CHUNK)
         link.fetched = turn.now
         fetch.take(peer, chunk.index, turn.now)
-        turn.add(WriteChunk(fetch.digest, fetch.size, chunk.index * CHUNK_BYTES, chunk.data))
+        turn.add(WriteChunk(fetch.digest, fetch.size, chunk.index * CHUNK_BYTES, chunk.data, node))
         if fetch.whole:
             del self._fetches[fetch.digest]
             for other in list(fetch.sources):

@@ -22,7 +22,7 @@ from protocols.core import Core, CoreSettings, swarm_digest
 from protocols.gossip import GossipSettings, ModelState
 from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP, Limits
-from protocols.merkle import Digest, Tree
+from protocols.merkle import CHUNK_BYTES, Digest, Tree
 from protocols.messages import Contact, Hello, Message, Neighbour, Offer, SignedOffer
 from protocols.serving import blob_frames
 from protocols.wire import decode, encode, sign_offer
@@ -207,7 +207,12 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "parked": (len(transfers._parked), limits.parked_fetches_max),
         "expected": (len(transfers._expected), limits.late_fetches_max),
         "served": (len(core._shelf), limits.serve_models_max),
-        "readers": (max((len(item.asked) for item in core._shelf._items.values()), default=0), limits.serve_readers_max),
+        "lent": (len(core._shelf._lent), 2 * limits.models_ready_max),
+        "haves": (max((len(link.haves) for link in core._links.values()), default=0), limits.haves_max),
+        "readers": (
+            max((len(i.asked) for i in (*core._shelf._items.values(), *core._shelf._lent.values())), default=0),
+            limits.serve_readers_max,
+        ),
         "holdings": (len(core._holdings), held),
         "fetch bytes": (sum(one.size for one in (*fetches, *parked)) + pulling._whole_bytes, limits.fetch_bytes_max),
         "window": (max((len(s.asked) for one in fetches for s in one.sources.values()), default=0), limits.window_chunks),
@@ -302,7 +307,8 @@ class Swarm:
             case fx.SendBlob(peer, digest, first, chunks):
                 for frame in blob_frames(digest, mine[digest], self._trees[digest], first, chunks):
                     self._deliver(number, peer, frame)
-            case fx.WriteChunk(digest, size, offset, data):
+            case fx.WriteChunk(digest, size, offset, data, leaf):
+                assert leaf == self._trees[digest].levels[0][offset // CHUNK_BYTES]
                 part = self._parts.setdefault((number, digest), {})
                 assert offset not in part, "a chunk is written once"
                 part[offset] = bytes(data)

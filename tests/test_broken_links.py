@@ -29,6 +29,7 @@ class Breaking(Swarm):
         self.arrived = Counter[tuple[int, Digest, int]]()
         self.links_used: dict[tuple[int, Digest], set[int]] = {}
         self.sent = 0
+        self.served = Counter[int]()
         self.free = Counter[int]()  # in milliseconds: when a node's line is free again
 
     def _deliver(self, number: int, peer: PeerId, data: bytes) -> None:
@@ -40,6 +41,7 @@ class Breaking(Swarm):
         if link is None:
             return
         self.sent += 1
+        self.served[number] += 1
         self.free[number] = max(self.free[number], round(self.now * 1000)) + 10
         at = self.free[number] / 1000 + LATENCY_S
         self.at(at, other, ev.Frame(identity(number).peer, data), link)
@@ -75,3 +77,57 @@ def test_a_model_that_takes_longer_than_its_links_hold_arrives_at_last() -> None
     assert set(swarm.arrived.values()) == {1}
     assert max(len(links) for links in swarm.links_used.values()) > 3, "over several links"
     assert swarm.counts["Merge"] >= 4
+
+
+# --- others who have it ----------------------------------------------------------------------------------------------------
+
+
+def published(nodes: int) -> tuple[Breaking, Digest]:
+    """Nodes that know each other; number 0 has just made a model of 32 chunks, the others only listen."""
+    swarm = Breaking(nodes, 32, [])
+    swarm.train = False
+    swarm.run(2)
+    digest = swarm._new_model(0, "trained")
+    swarm.at(swarm.now, 0, ev.Trained(digest, swarm.size, 1, 1.0))
+    return swarm, digest
+
+
+def have(swarm: Breaking, digest: Digest) -> set[int]:
+    """Who has the whole model."""
+    return {number for number, mine in swarm.blobs.items() if digest in mine}
+
+
+def test_when_the_author_is_gone_whoever_has_its_model_finishes_it() -> None:
+    swarm, digest = published(3)
+    while len(have(swarm, digest)) < 2:
+        swarm.run(0.001)
+    swarm.frozen.add(0)
+    for number in (1, 2):
+        swarm.cut(0, number)
+    (first,) = have(swarm, digest) - {0}
+    other = 3 - first
+    assert 0 < swarm.cores[other].snapshot(swarm.now).fetching[0].chunks < 32
+    swarm.run(3)
+    assert have(swarm, digest) == {0, 1, 2}
+    assert swarm.blobs[other][digest] == swarm.blobs[0][digest]
+    assert set(swarm.arrived.values()) == {1}
+    assert not any("FAULT" in key or "FAILED" in key for key in swarm.counts), swarm.counts
+
+
+def test_a_late_comer_is_served_by_several_who_have_it() -> None:
+    swarm, digest = published(4)
+    swarm.frozen.add(3)
+    for number in range(3):
+        swarm.cut(number, 3)
+    swarm.run(5)
+    assert have(swarm, digest) == {0, 1, 2}
+    swarm.frozen.clear()
+    for number in range(3):
+        swarm.at(swarm.now, 3, ev.PeerDown(identity(number).peer, "cut"))
+    sent = Counter[int](swarm.served)
+    swarm.run(20)
+    assert have(swarm, digest) == {0, 1, 2, 3}
+    took = {number: swarm.served[number] - sent[number] for number in range(3)}
+    assert sum(took.values()) == 32, "each chunk once"
+    assert sorted(took.values())[1] >= 8, took
+    assert set(swarm.arrived.values()) == {1}

@@ -23,6 +23,7 @@ from protocols.messages import (
     ForwardJoin,
     Gone,
     Goodbye,
+    Have,
     Hello,
     Message,
     Neighbour,
@@ -156,7 +157,7 @@ class Flood:
             case 7 | 8:
                 return Want(draw.choice((digest, digest_of("own"))), draw.randrange(3), draw.randrange(3))
             case 9:
-                return Gone(digest)
+                return draw.choice((Gone, Have))(digest)
             case 14 if draw.random() < 0.3:
                 return RevocationsKnown(draw.randbytes(16))
             case 15 if draw.random() < 0.3:

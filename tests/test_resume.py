@@ -270,7 +270,7 @@ class Sources:
                     assert isinstance(want, Want)
                     self.owed[peer] += range(want.first, want.first + want.count)
                     self.asked[peer] += want.count
-                case fx.WriteChunk(_, _, offset, _):
+                case fx.WriteChunk(_, _, offset):
                     self.written[offset // CHUNK_BYTES] += 1
         for fetch in self.transfers.fetches:
             assert all(len(source.asked) <= self.limits.window_chunks for source in fetch.sources.values())

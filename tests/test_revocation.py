@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from protocols import effects as fx
 from protocols import events as ev
 from protocols.core import swarm_digest
+from protocols.fields import REVOCATIONS_MAX
 from protocols.identity import PeerId
 from protocols.limits import LAPTOP
 from protocols.links import PENALTY_FLOOD
 from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Revocation, Revocations, RevocationsKnown, Shuffle
 from protocols.revocation import SHUT_OUT
-from protocols.wire import PENALTY_SIGNATURE, REVOCATIONS_MAX, sign_revocation
+from protocols.wire import PENALTY_SIGNATURE, sign_revocation
 from simulations.rules import DROP, PASS
 from simulations.scenario import build
 from simulations.simulation import Simulation

@@ -9,11 +9,12 @@ import pytest
 
 from protocols import effects as fx
 from protocols.core import PENALTY_EARLY, PENALTY_RUDE
+from protocols.fields import PENALTY_MALFORMED
 from protocols.limits import LAPTOP, Limits
 from protocols.links import PENALTY_FLOOD
 from protocols.messages import Ping
 from protocols.scoring import Scores
-from protocols.wire import PENALTY_MALFORMED, Type
+from protocols.wire import Type
 from tests.core_harness import Bench, identity
 
 A, B = identity(1).peer, identity(2).peer

@@ -226,6 +226,27 @@ def test_a_blob_goes_from_one_node_to_another_in_any_order(tmp_path: Path) -> No
         assert made is None
 
 
+def test_a_fetched_blob_is_served_as_our_own(tmp_path: Path) -> None:
+    receiver = Blobs(tmp_path / "b", 1 << 30)
+    receiver.clear()
+    data = bytes(range(256)) * (CHUNK_BYTES // 256) + b"the rest"
+    tree = Tree.of(data)
+    for index in (1, 0):
+        with receiver.frames(tree.digest, 0, 2) as made:
+            assert made is None, "not before it is whole"
+        piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        receiver.write(tree.digest, len(data), index * CHUNK_BYTES, piece, tree.levels[0][index])
+    with receiver.frames(tree.digest, 0, 2) as made:
+        assert made is not None
+        chunks = [decode(frame, LAPTOP) for frame in made]
+    for chunk in chunks:
+        assert isinstance(chunk, Chunk)
+        assert verify_chunk(tree.digest, len(data), chunk.index, chunk.data, chunk.proof)
+    receiver.discard(tree.digest)
+    with receiver.frames(tree.digest, 0, 2) as made:
+        assert made is None
+
+
 def test_the_file_of_a_discarded_blob_is_written_over_by_the_next(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path / "b", 3 * CHUNK_BYTES)
     blobs.clear()

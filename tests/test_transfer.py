@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from protocols import effects as fx
+from protocols import events as ev
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest, Tree
-from protocols.messages import Chunk, Gone, Ping, Want
+from protocols.messages import Chunk, Gone, Have, Ping, Want
 from protocols.serving import blob_frames
 from protocols.transfer import PENALTY_BAD_CHUNK, PENALTY_STALLED, PENALTY_UNASKED_CHUNK
 from protocols.wire import decode
@@ -203,6 +204,47 @@ def test_an_offer_of_the_same_digest_by_another_author_is_one_more_source() -> N
     bench.befriend(2)
     bench.say(2, offer_of(2, 1, "big", size=BIG))
     assert asked(bench, 2) == [4]
+
+
+def test_who_has_fetched_it_says_so_and_serves_it_until_it_is_merged() -> None:
+    bench = fetching(1, have_chunks_min=CHUNKS)
+    bench.befriend(2, 3)
+    bench.say(2, Have(DIGEST))
+    for number, index in ((1, 0), (1, 1), (1, 2), (1, 3), (2, 4), (1, 5)):
+        assert send(bench, number, index)
+    assert [n for n in (1, 2, 3) if Have(DIGEST) in bench.said(n)] == [3], "not its author, nor who has it"
+    bench.befriend(4)
+    assert Have(DIGEST) in bench.said(4), "who comes later"
+    assert bench.say(3, Want(DIGEST, 0, CHUNKS)) == [fx.SendBlob(identity(3).peer, DIGEST, 0, CHUNKS)]
+    bench.train("mine", BIG)
+    assert Bench.of(fx.SendBlob, bench.say(3, Want(DIGEST, 0, 1))), "while it is merged, too"
+    effects = bench.do(ev.Merged(digest_of("merged", BIG), BIG, True, (DIGEST,)))
+    assert fx.Discard(DIGEST) in effects
+    bench.say(3, Want(DIGEST, 0, 1))
+    assert bench.said(3) == [Gone(DIGEST)]
+    assert bench.score(3) == 0
+
+
+def test_what_is_only_had_is_not_fetched_but_who_has_it_is_a_source() -> None:
+    bench = Bench(size=BIG, limits=replace(LAPTOP, window_chunks=4))
+    bench.tick()
+    bench.befriend(1, 2, 3)
+    for number in (2, 3):
+        bench.say(number, Have(DIGEST))
+        assert not asked(bench, number), "no author has signed for it"
+    bench.say(3, Gone(DIGEST))
+    bench.say(1, offer_of(1, 1, "big", size=BIG))
+    assert [asked(bench, number) for number in (1, 2, 3)] == [[0], [1], []]
+    assert bench.score(2) == 0
+
+
+def test_a_source_that_says_it_has_it_goes_on_with_what_is_parked() -> None:
+    bench = fetching(1)
+    assert send(bench, 1, 0)
+    bench.down(1)
+    bench.befriend(2)
+    bench.say(2, Have(DIGEST))
+    assert asked(bench, 2) == [1, 2, 3, 4]
 
 
 def test_the_last_chunks_are_not_held_up_by_a_slow_source() -> None:

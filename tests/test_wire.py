@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from protocols import messages as m
 from protocols.errors import RemoteError
+from protocols.fields import UINT_MAX
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest
@@ -22,7 +23,6 @@ from protocols.wire import (
     CHUNK_FRAME_BYTES_MAX,
     HOPS_MAX,
     INDEX_MAX,
-    UINT_MAX,
     Type,
     check_offer,
     check_revocation,
@@ -145,6 +145,7 @@ def _heaviest(frames: Iterable[bytes]) -> tuple[bytes, float]:
 RSS = """
 import re
 from protocols.errors import RemoteError
+from protocols.fields import UINT_MAX
 from protocols.limits import LAPTOP
 from protocols.wire import decode
 from tests import corpus
@@ -207,6 +208,7 @@ anything = st.one_of(
     offers,
     st.builds(m.Want, digests, indices, indices),
     st.builds(m.Gone, digests),
+    st.builds(m.Have, digests),
     st.builds(m.Revocations, st.lists(revocations, min_size=1, max_size=8).map(tuple)),
     st.builds(m.RevocationsKnown, half),
     st.builds(m.Chunk, digests, indices, proofs, st.binary(max_size=200)),

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgpack
 
+from protocols.fields import UINT_MAX
 from protocols.identity import SIGNATURE_BYTES
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES
 from protocols.messages import Goodbye
-from protocols.wire import HOPS_MAX, INDEX_MAX, UINT_MAX, VERSION, Type, encode
+from protocols.wire import HOPS_MAX, INDEX_MAX, VERSION, Type, encode
 from tests.golden import frames
 
 KEY, SWARM = bytes(32), bytes(16)
@@ -36,6 +37,7 @@ GOOD: dict[Type, tuple[list[Any], list[str]]] = {
     Type.OFFER: ([BODY, bytes(SIGNATURE_BYTES), True], ["bin", "bin", "bool"]),
     Type.WANT: ([KEY, 0, 1], ["bin", "int", "int"]),
     Type.GONE: ([KEY], ["bin"]),
+    Type.HAVE: ([KEY], ["bin"]),
     Type.REVOCATIONS: ([[STATEMENT]], ["statements"]),
     Type.REVOCATIONS_KNOWN: ([SWARM], ["bin"]),
 }

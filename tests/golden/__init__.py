@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protocols.fields import REVOCATIONS_MAX, UINT_MAX
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import Digest
@@ -18,6 +19,7 @@ from protocols.messages import (
     ForwardJoin,
     Gone,
     Goodbye,
+    Have,
     Hello,
     Message,
     Neighbour,
@@ -30,7 +32,7 @@ from protocols.messages import (
     Shuffle,
     Want,
 )
-from protocols.wire import HOPS_MAX, INDEX_MAX, REVOCATIONS_MAX, UINT_MAX, encode, sign_offer, sign_revocation
+from protocols.wire import HOPS_MAX, INDEX_MAX, encode, sign_offer, sign_revocation
 
 FILE = Path(__file__).with_name("frames.txt")
 UINTS = (0, 1, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, UINT_MAX)
@@ -80,6 +82,7 @@ def frames() -> dict[str, Message]:
     named["revocation"] = Revocations((sign_revocation(KEY, SCOPE[:16], PEER, bytes(range(100, 124))),))
     named["revocation without a secret"] = Revocations((sign_revocation(KEY, SCOPE[:16], PEER, b""),))
     named["revocations full"] = Revocations((longest,) * REVOCATIONS_MAX)
+    named["have"] = Have(DIGEST)
     named["revocations known"] = RevocationsKnown(bytes(range(16)))
     return named
 
