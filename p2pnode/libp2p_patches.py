@@ -321,6 +321,12 @@ class IdleConnector(AutoConnector):
     async def maybe_connect(self) -> None:
         """Whom to dial is the core's business."""
 
+    def record_disconnect(self, peer_id: ID) -> None:
+        """Remember nobody: a stranger has as many names as it likes."""
+
+    def record_failed_connection(self, peer_id: ID) -> None:
+        """Likewise."""
+
 
 class SafeSwarm(Swarm):
     """Point 1."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from libp2p.peer.id import ID
 
 from p2pnode import faults
 from p2pnode.transport import TransportLimits
@@ -65,6 +67,7 @@ async def test_a_flood_leaves_nothing_behind(
     assert took < 5
     assert after.files <= before.files
     assert after.tasks <= before.tasks
+    assert len([thing for thing in gc.get_objects() if type(thing) is ID]) < 20, "a peer that is gone is forgotten"
     assert after.resident < before.resident + RESIDENT_BYTES_MORE
     assert len(engine(node).tcp.door) == 0
 
