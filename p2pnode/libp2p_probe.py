@@ -179,7 +179,9 @@ class _Walk:
     def _place(self) -> Place:
         place = place_of(self.trail.address)
         if place is None:
-            raise Ends(Fault.NO_ADDRESS)
+            raise Ends(
+                Fault.NO_ADDRESS, "p2pnode dials TCP" if "/udp/" in self.trail.address else "it lacks its /p2p/ part, or more"
+            )
         try:
             peers = [peer_from_text(text) for text in (place.peer, place.relay) if text]
         except ValueError as error:

@@ -71,6 +71,7 @@ async def open_neighbours() -> AsyncIterator[dict[str, str]]:
             "closed": closed_port(),
             "ourselves": f"/ip4/127.0.0.1/tcp/1/p2p/{peer_text(US)}",
             "no address": "/ip4/127.0.0.1/udp/4001",
+            "no peer": "/ip4/127.0.0.1/tcp/4001",
         }
 
 
@@ -104,7 +105,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Finding], dict[
         ("closing", Level.FAIL, ["closes it at once"]),
         ("closed", Level.FAIL, ["nothing listens on its port", "refused"]),
         ("ourselves", Level.WARN, ["this node itself"]),
-        ("no address", Level.FAIL, ["no address that can be dialled"]),
+        ("no address", Level.FAIL, ["no address that can be dialled (p2pnode dials TCP)"]),
+        ("no peer", Level.FAIL, ["no address that can be dialled (it lacks its /p2p/ part"]),
     ],
 )
 def test_whoever_answers_is_named(

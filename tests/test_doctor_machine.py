@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from p2pnode.doctor.examination import examine
 from p2pnode.doctor.finding import Level
 from p2pnode.doctor.listening import check_listen, check_reach
@@ -119,6 +121,16 @@ async def test_an_address_that_is_not_ours(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     findings = await examine(folder, config_of(folder, listen=("/ip4/192.0.2.1/tcp/0",)))
     says(named(findings, "listen"), Level.FAIL, "192.0.2.1 is no address of this machine")
+
+
+@pytest.mark.parametrize(
+    "address", ["/ip4/999.1.1.1/tcp/1", "/ip4/::1/tcp/1", "/ip4/127.0.0.1/tcp/65536", "/dns4/localhost/tcp/1"]
+)
+async def test_a_listen_address_that_is_none(tmp_path: Path, address: str) -> None:
+    folder = folder_of(tmp_path)
+    findings = await examine(folder, config_of(folder, listen=(address,)))
+    says(named(findings, "listen"), Level.FAIL, f"{address} can't be listened on")
+    assert not [one for one in findings if "broke" in one.text]
 
 
 def test_listening_on_loopback_while_the_others_are_far_away(tmp_path: Path) -> None:

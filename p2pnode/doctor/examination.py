@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ STATUS_S_MAX = 10.0  # a daemon under load answers in a second or two
 SMALL_S_MAX = 10.0  # listening, multicast: their own deadlines are shorter
 WALK_S_MAX = PROBE_S_MAX + 10.0  # all walks at once, and loading libp2p before
 EXAMINATION_S_MAX = STATUS_S_MAX + WALK_S_MAX + 5.0
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -52,6 +56,9 @@ async def examine(folder: Path, config: Config | ConfigError, given: Sequence[st
     else:
         findings.append(ok("config", "the configuration can be read"))
     case = Case(folder, config, tuple(given[:ADDRESSES_MAX]), findings=findings)
+    if len(given) > ADDRESSES_MAX:
+        text = f"only the first {ADDRESSES_MAX} of {len(given)} addresses are looked at"
+        findings.append(warn("doctor", text, "ask again for the others"))
     try:
         async with asyncio.timeout(EXAMINATION_S_MAX):
             await _examine(case)
@@ -62,10 +69,11 @@ async def examine(folder: Path, config: Config | ConfigError, given: Sequence[st
 
 
 async def _examine(case: Case) -> None:
-    case.findings += [*machine.check_folder(case.folder), *machine.check_disk(case.folder), *machine.check_clock(case.folder)]
+    for id, check in (("folder", machine.check_folder), ("disk", machine.check_disk), ("clock", machine.check_clock)):
+        case.findings += _guarded(id, check, case.folder)
     await _ask_daemon(case)
     pid = case.status.get("pid") if case.status else None
-    case.findings += machine.check_descriptors(pid, TransportLimits())
+    case.findings += _guarded("descriptors", machine.check_descriptors, pid, TransportLimits())
     case.ring, wrong = invitations.read_ring(case.folder)
     targets, about = invitations.read_targets(case.given or case.config.join, case.ring)
     if not (case.given or targets.addresses) and case.status is None:
@@ -78,10 +86,10 @@ async def _examine(case: Case) -> None:
         _bounded("helper", _walk_to_helpers(case), WALK_S_MAX),
     )
     case.findings += listen
-    case.findings += listening.check_reach(case.config, case.status, targets.addresses)
+    case.findings += _guarded("reach", listening.check_reach, case.config, case.status, targets.addresses)
     case.findings += mdns
     if case.status is not None:
-        case.findings += running.check_running(case.status)
+        case.findings += _guarded("daemon", running.check_running, case.status)
     elif not case.held:
         case.findings += _check_sources(case, targets)
     case.findings += [*helpers, *walks]
@@ -95,7 +103,20 @@ async def _bounded(id: str, check: Awaitable[Iterable[Finding]], seconds: float)
     except TimeoutError:
         return [unknown(id, f"this check took longer than {seconds:.0f} s", "this machine is overloaded; try again")]
     except Exception as error:  # a bug of ours in one check; the others are worth having
-        return [unknown(id, f"this check broke ({type(error).__name__}: {error})", "please report it")]
+        return [_broken(id, error)]
+
+
+def _guarded(id: str, check: Callable[..., Iterable[Finding]], *about: Any) -> list[Finding]:
+    """Likewise, for a check that waits for nothing."""
+    try:
+        return list(check(*about))
+    except Exception as error:
+        return [_broken(id, error)]
+
+
+def _broken(id: str, error: Exception) -> Finding:
+    log.debug("a check broke", exc_info=error)
+    return unknown(id, f"this check broke ({type(error).__name__}: {error})", "please report it")
 
 
 # --- the daemon -------------------------------------------------------------------------------------------------------

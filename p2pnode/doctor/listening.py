@@ -22,7 +22,7 @@ from p2pnode.transport import CIRCUIT
 CONNECT_S_MAX = 3.0  # to an address of this machine: microseconds when it works
 OUTWARD = (("ip4", socket.AF_INET, "192.0.2.1"), ("ip6", socket.AF_INET6, "2001:db8::1"))  # documentation addresses: nobody's
 
-_WHERE = re.compile(r"/(ip4|ip6)/([^/]+)/tcp/(\d+)")
+_WHERE = re.compile(r"/(ip4|ip6)/([^/]+)/tcp/(\d{1,5})(?=/|$)")
 _HEADER = b"\x13/multistream/1.0.0\n"
 
 Where = tuple[str, str, int]  # ip4 or ip6, address, port
@@ -31,7 +31,13 @@ Where = tuple[str, str, int]  # ip4 or ip6, address, port
 def where_of(address: str) -> Where | None:
     """IP version, address and port of a multiaddr that begins with them and leads through no relay."""
     found = None if CIRCUIT in address else _WHERE.match(address)
-    return (found[1], found[2], int(found[3])) if found and int(found[3]) < 1 << 16 else None
+    try:
+        ip = ipaddress.ip_address(found[2]) if found else None
+    except ValueError:
+        return None
+    if found is None or ip is None or ip.version != int(found[1][-1]) or int(found[3]) >= 1 << 16:
+        return None
+    return found[1], found[2], int(found[3])
 
 
 async def check_listen(config: Config, status: dict[str, Any] | None) -> list[Finding]:
