@@ -6,23 +6,28 @@ was measured worked.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cli.exit_status import ExitStatus
 from cli.options import AsJson
-from cli.render import Screen, number
+from cli.render import UNKNOWN, Screen, number
 from p2pnode.errors import ConfigError
 
 TRANSFER_COLUMNS = ("MiB", "way", "MB/s", "least", "most", "cpu s/GB", "ours / this")
 TRIP_COLUMNS = ("", "p50 ms", "p99 ms")
+
+Measurement = Callable[[int, float, float, Callable[[str], None]], dict[str, Any]]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
     bench = typer.Typer(help="Measure speed, memory and idleness on this machine.", no_args_is_help=True, rich_markup_mode=None)
     bench.command()(transfer)
+    bench.command()(hosts)
+    bench.command()(daemons)
     app.add_typer(bench, name="bench")
 
 
@@ -52,6 +57,56 @@ def transfer(
     screen.show(TRIP_COLUMNS, _trip_rows(document))
 
 
+Seconds = Annotated[float, typer.Option(min=1, max=3600, help="Most time until all have heard of all.")]
+IdleSeconds = Annotated[float, typer.Option("--idle-seconds", min=1, max=3600, help="How long they are watched at rest.")]
+
+
+def hosts(
+    count: Annotated[int, typer.Option(min=2, max=200, help="How many nodes.")] = 50,
+    seconds: Seconds = 120,
+    idle_s: IdleSeconds = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Many real nodes in one process: memory and idle processor time of each, time until all know all.
+
+    Training alone is left out. Exit status 1 when they don't find each other, or an idle node takes above 1 % of a core.
+    """
+    from p2pnode.bench import crowd
+
+    _figures(crowd.run, count, seconds, idle_s, Screen(as_json))
+
+
+def daemons(
+    count: Annotated[int, typer.Option(min=2, max=36, help="How many daemons, each with a training process.")] = 20,
+    seconds: Seconds = 120,
+    idle_s: IdleSeconds = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Many daemons, while training rests: memory and idle processor time of each, time until all know all.
+
+    Exit status 1 when they don't find each other, or an idle one takes above 1 % of a core.
+    """
+    from cli import bench_daemons
+
+    _figures(bench_daemons.run, count, seconds, idle_s, Screen(as_json))
+
+
+def _figures(run: Measurement, count: int, seconds: float, idle_s: float, screen: Screen) -> None:
+    from p2pnode.bench.children import BenchError
+
+    try:
+        document = run(count, seconds, idle_s, screen.talk)
+    except BenchError as error:
+        _failed(screen, error)
+    if screen.as_json:
+        screen.document(document)
+    else:
+        screen.show(
+            ("figure", "value"), [[name.replace("_", " "), UNKNOWN if v is None else str(v)] for name, v in document.items()]
+        )
+    raise typer.Exit(ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
+
+
 def _sizes(text: str) -> list[int]:
     from p2pnode.bench.transfer import MIB_MAX
 
@@ -61,7 +116,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _failed(screen: Screen, error: Exception) -> None:
+def _failed(screen: Screen, error: Exception) -> NoReturn:
     screen.talk(f"p2pnode: {error}")
     if screen.as_json:
         screen.document({"ok": False, "error": str(error)})

@@ -13,11 +13,11 @@ WAYS = {"ours", "libp2p_stream", "tls", "tcp"}
 
 
 def test_transfer_measures_every_way_in_one_run() -> None:
-    done = p2pnode("bench", "transfer", "--mib", "1,3", "--repeat", "2", "--json")
+    done = p2pnode("bench", "transfer", "--mib", "2", "--repeat", "1", "--json")
     assert done.returncode == ExitStatus.OK, done.stderr
     document = json.loads(done.stdout)
     assert document["ok"] is True
-    assert [size["mib"] for size in document["sizes"]] == [1, 3]
+    assert [size["mib"] for size in document["sizes"]] == [2]
     for size in document["sizes"]:
         assert set(size["ways"]) == WAYS
         for way in size["ways"].values():
@@ -51,6 +51,28 @@ def test_its_processes_end_with_it() -> None:
         started = list(descendants(bench.pid))
         bench.kill()
         wait_for(lambda: not any(map(alive, started)), 20, "the end of what the bench started")
+
+
+def test_hosts_of_one_process_find_each_other_and_rest() -> None:
+    done = p2pnode("bench", "hosts", "--count", "6", "--seconds", "60", "--idle-seconds", "3", "--json")
+    document = json.loads(done.stdout)
+    assert document["connected_s"] <= document["all_heard_s"] < 60, "a shuffle or two"
+    assert document["heard_least"] == 5
+    assert 0 < document["mib_per_node"] < 20
+    assert 5 <= document["links"] <= 15
+    assert document["ok"] is (document["idle_cpu_percent_per_node"] <= 1)
+    assert done.returncode == (ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
+
+
+def test_daemons_find_each_other_and_rest() -> None:
+    done = p2pnode("bench", "daemons", "--count", "2", "--seconds", "30", "--idle-seconds", "2", "--json")
+    document = json.loads(done.stdout)
+    assert document["connected_s"] <= document["all_known_s"] < 30
+    assert 20 < document["mib_per_node"] < 300
+    assert document["mib_per_node"] + 50 < document["mib_per_node_with_trainer"], "torch is in the training process only"
+    assert 0 <= document["idle_cpu_percent_per_node"] <= document["idle_cpu_percent_most"]
+    assert document["ok"] is (document["idle_cpu_percent_per_node"] <= 1)
+    assert done.returncode == (ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
 
 
 @pytest.mark.parametrize("sizes", ["", "0", "16,", "1.5", "4096"])

@@ -63,13 +63,13 @@ class Child:
         """Its process id."""
         return self._process.pid
 
-    async def ask(self, do: str, seconds: float = ORDER_S_MAX, **fields: Any) -> Answer:
+    async def ask(self, do: str, within: float = ORDER_S_MAX, **fields: Any) -> Answer:
         """Give one order and wait for its answer. Raises BenchError."""
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):  # the answer that doesn't come says why
             self._process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
             await self._process.stdin.drain()
-        return await self._answer(seconds)
+        return await self._answer(within)
 
     async def cpu(self) -> float:
         """Processor seconds it has used, all its threads."""
