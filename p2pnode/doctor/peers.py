@@ -154,8 +154,8 @@ def _known(trail: Trail, fault: Fault, swarm: str) -> Words:
             text = f"{who} lets us in, but can't prove that it belongs to our swarm ({trail.detail})"
             return Level.FAIL, text, "ask a member for a new invitation; until then don't trust that node"
         case Fault.LINK_REFUSED:
-            text = f"{who} refuses the link: it has a newer one with this very identity"
-            return Level.WARN, text, "does a second node run with a copy of our key? Each needs its own --data-dir"
+            text = f"{who} refuses a link at this moment: it is stopping, or is just dialling us"
+            return Level.WARN, text, "try again in a few seconds"
         case Fault.OTHER_SCHEMA:
             text = f"{who} has a model with another schema: {trail.detail}"
             return Level.FAIL, text, "run the same task, with the same layers and sizes, on both sides"
