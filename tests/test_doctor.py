@@ -207,7 +207,9 @@ async def test_an_invitation_that_is_damaged(tmp_path: Path) -> None:
     damaged = text[:40] + ("2" if text[40] != "2" else "3") + text[41:]
     finding = named(await examine(folder, config_of(folder), [damaged]), "invitation")
     says(finding, Level.FAIL, "damaged")
-    assert damaged[20:40] not in str(finding), "nothing of it is shown"
+    mistyped = document(await examine(folder, config_of(folder), ["x" + text]))
+    for shown in (str(finding), json.dumps(mistyped)):
+        assert text[20:40] not in shown, "nothing of it is shown"
 
 
 async def test_an_invitation_to_another_swarm_than_the_folders(tmp_path: Path) -> None:

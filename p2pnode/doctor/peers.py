@@ -30,7 +30,7 @@ def of_peer(trail: Trail, swarm: str) -> Finding:
             "peer", f"{_short(trail.peer)} answers at {_at(trail)}{ping}: same swarm, same protocol, {schema}", trail.address
         )
     level, text, advice = _words(trail, swarm)
-    return Finding("peer", level, text, advice, trail.address)
+    return Finding("peer", level, text, advice, redact(trail.address))
 
 
 def of_clocks(trail: Trail, now: float) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _before(trail: Trail, fault: Fault) -> Words:
     host, port = (place.host, place.port) if place else ("", 0)
     match fault:
         case Fault.OURSELVES:
-            return Level.WARN, f"{trail.address} is this node itself", "give another member's address"
+            return Level.WARN, f"{redact(trail.address)} is this node itself", "give another member's address"
         case Fault.NO_NAME:
             text = f"the name {host} can't be resolved ({trail.detail or 'no answer in time'})"
             return Level.FAIL, text, f"check its spelling and this machine's DNS (`getent hosts {host}`), or use an IP address"
