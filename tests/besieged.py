@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Attack:
 
     held: int
     refused: int
-    process: asyncio.subprocess.Process
+    took_s: float
+    process: asyncio.subprocess.Process = field(repr=False)
 
     async def left(self) -> int:
         """How many connections are open when nobody closes them any more."""
@@ -57,7 +58,7 @@ async def strangers(phase: str, node: Node, count: int, sources: int) -> AsyncIt
     try:
         async with asyncio.timeout(60 * SCALE):
             said = json.loads(await process.stdout.readline())
-        yield Attack(said["held"], said["refused"], process)
+        yield Attack(said["held"], said["refused"], said["took_s"], process)
     finally:
         if process.returncode is None:
             process.kill()

@@ -184,6 +184,34 @@ def test_a_peer_that_sends_more_than_it_was_granted_is_cut_off(attack: Callable[
     run(test)
 
 
+def test_the_unread_bytes_of_all_streams_together_are_bounded() -> None:
+    async def deaf(stream: INetStream) -> None:
+        await trio.sleep_forever()
+
+    async def test() -> None:
+        limits = replace(LIMITS, connection_streams_max=8, connection_bytes_max=4 << 20)
+        async with host(1) as one, host(2, limits) as two:
+            two.set_stream_handler(ECHO, deaf)
+            connection = await meet(one, two)
+            streams = [await open_stream(one, connection) for _ in range(8)]
+            (theirs,) = two.get_network().get_connections(one.get_id())
+            muxed: Any = theirs.muxed_conn
+            for stream in muxed.streams.values():
+                stream.recv_window = 1 << 20  # as after a time of quick reading
+            most = 0
+            piece = bytes(64 * 1024)
+            with suppress(BaseLibp2pError):
+                for _ in range(16):
+                    for stream in streams:
+                        header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.muxed_stream.stream_id, len(piece))
+                        await connection.muxed_conn._write_frame(header + piece)
+                        most = max(most, sum(map(len, muxed.stream_buffers.values())))
+            await muxed.event_closed.wait()
+            assert 2 << 20 < most <= 4 << 20
+
+    run(test)
+
+
 def test_a_streams_window_grows_to_its_limit_and_no_further() -> None:
     async def test() -> None:
         grown: list[int] = []
