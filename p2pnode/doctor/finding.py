@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from p2pnode.errors import redact
+
 
 class Level(StrEnum):
     """How it is. Only FAIL keeps nodes from meeting, or this one from running, and makes `doctor` end with another status."""
@@ -22,13 +24,20 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`id`: the check; `text`: one sentence; `next`: what to do, '' when nothing; `about`: the address or file it is about."""
+    """`id`: the check; `text`: one sentence; `next`: what to do, '' when nothing; `about`: the address or file it is about.
+
+    Whatever they quote, nothing of an invitation is in them.
+    """
 
     id: str
     level: Level
     text: str
     next: str = ""
     about: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("text", "next", "about"):
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
 
 def ok(id: str, text: str, about: str = "", next: str = "") -> Finding:

@@ -17,6 +17,7 @@ from typing import Any
 
 from p2pnode.config import Config
 from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
+from p2pnode.probing import place_of
 from p2pnode.transport import CIRCUIT
 
 CONNECT_S_MAX = 3.0  # to an address of this machine: microseconds when it works
@@ -175,7 +176,9 @@ def _expanded(where: Where) -> Iterator[str]:
 
 def _kind_of_target(target: str) -> str:
     where = where_of(target)
-    return _kind(where[1]) if where else "global"  # a name: probably somewhere else
+    if where is None:
+        return "global" if place_of(target) else "loopback"  # a name or a relay is probably elsewhere; what is no address isn't
+    return _kind(where[1])
 
 
 def _is_away(target: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from p2pnode.doctor.finding import Finding, Level, fail, ok, warn
-from p2pnode.errors import redact
 from p2pnode.invitation import SKEW_S_MAX
 from p2pnode.probing import Fault, Step, Trail, place_of
 
@@ -22,7 +21,7 @@ Words = tuple[Level, str, str]
 def of_peer(trail: Trail, swarm: str) -> Finding:
     """The finding about a member's address."""
     if trail.connected:
-        return ok("peer", f"our daemon is connected to {_short(trail.peer)} ({redact(trail.address)})", trail.address)
+        return ok("peer", f"our daemon is connected to {_short(trail.peer)} ({trail.address})", trail.address)
     if trail.ok:
         schema = "same schema" if trail.schema_compared else "schema not compared: this node has no saved model yet"
         ping = "" if trail.ping_ms is None else f", {trail.ping_ms:.0f} ms away"
@@ -30,7 +29,7 @@ def of_peer(trail: Trail, swarm: str) -> Finding:
             "peer", f"{_short(trail.peer)} answers at {_at(trail)}{ping}: same swarm, same protocol, {schema}", trail.address
         )
     level, text, advice = _words(trail, swarm)
-    return Finding("peer", level, text, advice, redact(trail.address))
+    return Finding("peer", level, text, advice, trail.address)
 
 
 def of_clocks(trail: Trail, now: float) -> Iterator[Finding]:
@@ -76,7 +75,7 @@ def _before(trail: Trail, fault: Fault) -> Words:
     host, port = (place.host, place.port) if place else ("", 0)
     match fault:
         case Fault.OURSELVES:
-            return Level.WARN, f"{redact(trail.address)} is this node itself", "give another member's address"
+            return Level.WARN, f"{trail.address} is this node itself", "give another member's address"
         case Fault.NO_NAME:
             text = f"the name {host} can't be resolved ({trail.detail or 'no answer in time'})"
             return Level.FAIL, text, f"check its spelling and this machine's DNS (`getent hosts {host}`), or use an IP address"
@@ -95,7 +94,7 @@ def _before(trail: Trail, fault: Fault) -> Words:
             return Level.FAIL, text, f"allow outgoing TCP to port {port} in its firewall"
         case Fault.NO_SOCKET | Fault.BROKEN:
             return Level.FAIL, f"connecting to {host} port {port} fails ({trail.detail})", "look at this machine's network"
-    text = f"{redact(trail.address)} is no address that can be dialled{f' ({trail.detail})' if trail.detail else ''}"
+    text = f"{trail.address} is no address that can be dialled{f' ({trail.detail})' if trail.detail else ''}"
     return Level.FAIL, text, "paste the whole line that the other node's `p2pnode run` printed"
 
 
