@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from p2pnode.access import Access, OpenAccess
+from p2pnode.access import JOINING, WAITING, Access, OpenAccess
 from p2pnode.config import Config
 from p2pnode.entry import invitation_document, invite, peer_named, resting, where
 from p2pnode.errors import ConfigError
 from p2pnode.invitation import LIFE_S, encode
 from protocols.events import Allow, Event, Revoke
+from protocols.identity import peer_text
 
 
 class Admission:
@@ -90,6 +91,15 @@ class Admission:
                 self.ban(peer)
                 return {"banned": peer}
         raise ConfigError(f"'{request['do']}' lacks its peer")
+
+
+def turned_away(access: Access | OpenAccess) -> str:
+    """What it most likely means that a member doesn't let us in."""
+    if isinstance(access, Access) and access.status == WAITING:
+        return f"it must run `p2pnode peers allow {peer_text(access.peer)}`"
+    if access.status == JOINING:
+        return "the invitation has expired, or a ban has ended it; ask for a new one (`p2pnode invite`)"
+    return "it may not know this node, or has banned it; if nobody lets it in, ask for an invitation (`p2pnode invite`)"
 
 
 def at_rest(config: Config, request: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from p2pnode.access import Access, Ban, OpenAccess
-from p2pnode.admission import Admission
+from p2pnode.admission import Admission, turned_away
 from p2pnode.config import Config
 from p2pnode.discovery import Given
 from p2pnode.entry import addresses_of
@@ -32,9 +32,10 @@ from p2pnode.report import Audience, NodeReport, live_status, log_report, report
 from p2pnode.store import MODEL_FILE, Record
 from p2pnode.task import TaskFunction, spec_of
 from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
+from p2pnode.transport import NOT_LET_IN
 from protocols import effects as fx
 from protocols.core import Snapshot
-from protocols.events import Event, Frame, Join, Leave, PeerDown, PeerUp, Stored, Tick
+from protocols.events import DialFailed, Event, Frame, Join, Leave, PeerDown, PeerUp, Stored, Tick
 from protocols.identity import PeerId, peer_text
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Node:
         self._began = time.monotonic()
         self._last: dict[str, Any] = {}  # the final status
         self._blobs_state = "ok"
+        self._turned_away = False  # and it was said
         self._errors = 0  # exceptions that should not have been
 
     # --- life -----------------------------------------------------------------------------------------------------------
@@ -174,6 +176,9 @@ class Node:
                 self._links[peer] = address
             case PeerDown(peer):
                 parts.uploads.forget(peer)
+            case DialFailed(bytes() as peer, _, reason) if reason == NOT_LET_IN and not self._turned_away:
+                self._turned_away = True
+                log.warning("%s doesn't let this node in: %s", peer_text(peer), turned_away(parts.access))
         wanted: list[fx.Effect] = []
         try:
             wanted = parts.core.handle(event, time.monotonic())

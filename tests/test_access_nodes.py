@@ -50,7 +50,9 @@ def keys(node: Node) -> int:
     return len(access.ring.keys)
 
 
-async def test_one_is_banned_everywhere_and_for_ever_and_one_who_was_away_comes_back(make: Make, tmp_path: Path) -> None:
+async def test_one_is_banned_everywhere_and_for_ever_and_one_who_was_away_comes_back(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     alice = make("alice", swarm="greenhouse")
     async with alice:
         invitation = alice.admission.invite()
@@ -86,6 +88,10 @@ async def test_one_is_banned_everywhere_and_for_ever_and_one_who_was_away_comes_
                 assert not peers(renamed), "a new name with the old keys"
                 assert not peers(stale), "an invitation of before the ban"
                 assert stale.status()["access"] == JOINING
+                said = [
+                    line for line in caplog.messages if "doesn't let this node in: the invitation has expired, or a ban" in line
+                ]
+                assert len(said) == 1, "once is enough"
                 with pytest.raises(ConfigError, match="isn't let in itself yet"):
                     stale.admission.invite()
             async with make("carol") as carol:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -284,6 +285,24 @@ def test_a_life_join_stop_and_go_on(daemon: dict[str, Any], tmp_path: Path) -> N
         assert after["sequence"] > before["sequence"]
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_S_MAX) == 0
+
+
+def test_the_line_of_an_open_swarm_works_when_pasted(tmp_path: Path) -> None:
+    with running("run", "--data-dir", tmp_path / "alice", *LOOPBACK, "--open", "--swarm", "my yard") as alice:
+        assert alice.stdout is not None
+        line = alice.stdout.readline()
+        assert line.startswith("p2pnode run --open --swarm 'my yard' --join /ip4/127.0.0.1/tcp/"), line
+        refused = p2pnode("invite", "--data-dir", tmp_path / "alice")
+        assert refused.returncode == ExitStatus.FAILED
+        assert "this swarm is open" in refused.stderr
+        with running(*shlex.split(line)[1:], "--data-dir", tmp_path / "bob", *LOOPBACK) as bob:
+            assert bob.stdout is not None
+            assert bob.stdout.readline()
+            status = ("status", "--data-dir", tmp_path / "bob", "--json")
+            wait_for(lambda: json.loads(p2pnode(*status).stdout or "{}").get("peers") == 1, 30, "a link")
+            assert json.loads(p2pnode(*status).stdout)["access"] == "open"
+            alice.terminate()
+            assert "WARNING this swarm is OPEN" in alice.communicate()[1]
 
 
 def test_a_daemon_ends_when_its_stdin_closes(tmp_path: Path) -> None:
