@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +84,23 @@ async def exchange(honest: Node, node: Node) -> float:
     honest.transport.hangup(node.peer, "done")
     await honest.next(PeerDown, downs + 1)
     return took
+
+
+@asynccontextmanager
+async def most(figure: Callable[[], int]) -> AsyncIterator[list[int]]:
+    """The highest that `figure` is during the block, in a list of one."""
+    found = [0]
+
+    async def watch() -> None:
+        while True:
+            found[0] = max(found[0], figure())
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield found
+    finally:
+        watching.cancel()
 
 
 def tasks(task: Any) -> Iterator[Any]:
