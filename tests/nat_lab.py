@@ -20,6 +20,8 @@ import select
 import struct
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = "45.0.0.1"  # the public place; looks global, and is seen by nobody but the lab
 HOME = "192.168.1.2"  # every home has the same inner address, as in life
 CONE, SYMMETRIC = "cone", "symmetric"
+DELAY_S = 0.01  # in each router, each way: homes are 40 ms apart, there and back
 MTU = 9000  # fewer packets through Python than with 1500
 TUN_SET_INTERFACE = 0x400454CA  # linux/if_tun.h: TUNSETIFF, and the next two are its flags
 TUN, NO_PACKET_INFO = 0x0001, 0x1000
@@ -228,12 +231,17 @@ def _route(inner_pid: int, kind: str, address: str, inner: str, outer: str) -> N
     print("ready", flush=True)
     router = Router(kind, address)
     ways = {devices[0]: (devices[1], router.outward), devices[1]: (devices[0], router.inward)}
+    under_way: deque[tuple[float, int, bytearray]] = deque()
     while True:
-        for device in select.select(devices, [], [])[0]:
+        wait_s = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+        for device in select.select(devices, [], [], wait_s)[0]:
             to, translate = ways[device]
             packet = bytearray(os.read(device, MTU + 100))
             if translate(packet):
-                os.write(to, packet)
+                under_way.append((time.monotonic() + DELAY_S, to, packet))
+        while under_way and under_way[0][0] <= time.monotonic():
+            _, to, packet = under_way.popleft()
+            os.write(to, packet)
 
 
 if __name__ == "__main__":

@@ -261,6 +261,25 @@ async def test_a_third_relay_steps_in_for_one_that_dies(world: Relays) -> None:
     await until(lambda: len(circuits(node)) == 2, "a place at the third relay")
 
 
+async def test_members_that_relay_are_found_and_others_asked_once(world: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_nat, "LOOK_S", 0.1)
+    monkeypatch.setattr(libp2p_nat, "is_public", lambda address: CIRCUIT not in address)  # which loopback isn't
+    relay, plain, node = await world.relay(), await world.add(3), await world.add(1, announce=NOWHERE)
+    for number, member in enumerate((plain, relay), 1):
+        node.transport.dial(member.peer, member.transport.addresses)
+        await node.next(PeerUp, number)
+    await until(lambda: bool(circuits(node)), "a place at the member that relays")
+    assert circuits(node) == (f"{relay.transport.addresses[0]}/p2p-circuit/p2p/{peer_text(node.peer)}",)
+    helpers: Any = node.transport.nat_status()["helpers"]
+    assert [(helper["given"], helper["reserved"]) for helper in helpers] == [(False, True)]
+    node.transport.hangup(relay.peer, "the link isn't the place")
+    await node.next(PeerDown)
+    await asyncio.sleep(0.3)
+    assert circuits(node)
+    await relay.transport.stop()
+    await until(lambda: not node.transport.nat_status()["helpers"], "giving up a helper that nobody named")
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------------
 
 
