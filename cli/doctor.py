@@ -56,7 +56,7 @@ def doctor(
     if as_json:
         screen.document(answer)
     else:
-        screen.text("\n".join(_lines(findings, fancy=screen.stdout.isatty() and "NO_COLOR" not in os.environ)))
+        screen.text("\n".join(lines(findings, fancy=screen.stdout.isatty() and "NO_COLOR" not in os.environ)))
     if not answer["ok"]:
         failed = sum(finding.level == "fail" for finding in findings)
         screen.talk(f"{failed} of {len(findings)} findings say that something doesn't work")
@@ -71,7 +71,7 @@ def _settings(data_dir: Path | None, file: Path | None) -> Config | ConfigError:
         return error
 
 
-def _lines(findings: Sequence[Finding], *, fancy: bool) -> list[str]:
+def lines(findings: Sequence[Finding], *, fancy: bool) -> list[str]:
     """A line for each finding, and one below for what to do."""
     marks, arrow = (FANCY, "→") if fancy else (PLAIN, "->")
     lines = []

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import doctor
 from p2pnode.doctor.examination import examine
-from p2pnode.doctor.finding import Level
+from p2pnode.doctor.finding import Level, document, fail, ok, warn
 from p2pnode.doctor.listening import check_listen, check_reach
 from p2pnode.doctor.machine import check_clock
 from tests.doctor_harness import (
@@ -151,3 +152,17 @@ async def test_a_daemon_that_others_reach_elsewhere_or_not_at_all(tmp_path: Path
     says((await check_listen(config, {"addresses": [router, relayed]}))[0], Level.UNKNOWN, "no address of this machine")
     (finding,) = await check_listen(config, {"addresses": [closed, router, relayed]})
     says(finding, Level.FAIL, "our daemon should listen on", "a connection from this machine fails")
+
+
+def test_marks_on_a_terminal_and_elsewhere() -> None:
+    findings = [ok("key", "closed"), warn("nat", "behind a router", "forward a port"), fail("disk", "full", "make room")]
+    assert doctor.lines(findings, fancy=True) == [
+        "✓ key         closed",
+        "! nat         behind a router",
+        "              → forward a port",
+        "✗ disk        full",
+        "              → make room",
+    ]
+    assert "".join(doctor.lines(findings, fancy=False)).isascii()
+    assert document(findings)["ok"] is False
+    assert document(findings[:2])["ok"] is True, "what works less well is no failure"
