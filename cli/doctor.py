@@ -74,10 +74,10 @@ def _settings(data_dir: Path | None, file: Path | None) -> Config | ConfigError:
 def lines(findings: Sequence[Finding], *, fancy: bool) -> list[str]:
     """A line for each finding, and one below for what to do."""
     marks, arrow = (FANCY, "→") if fancy else (PLAIN, "->")
-    lines = []
+    made = []
     for finding in findings:
         mark = marks[finding.level.value]
-        lines.append(f"{mark} {finding.id.ljust(ID_WIDTH)} {finding.text}")
+        made.append(f"{mark} {finding.id.ljust(ID_WIDTH)} {finding.text}")
         if finding.next and finding.level != "ok":
-            lines.append(f"{' ' * (len(mark) + 1 + ID_WIDTH)} {arrow} {finding.next}")
-    return lines
+            made.append(f"{' ' * (len(mark) + 1 + ID_WIDTH)} {arrow} {finding.next}")
+    return made if fancy else [line.replace("…", "...") for line in made]

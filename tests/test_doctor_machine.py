@@ -163,6 +163,6 @@ def test_marks_on_a_terminal_and_elsewhere() -> None:
         "✗ disk        full",
         "              → make room",
     ]
-    assert "".join(doctor.lines(findings, fancy=False)).isascii()
+    assert "".join(doctor.lines([*findings, ok("peer", "peer …abc")], fancy=False)).isascii()
     assert document(findings)["ok"] is False
     assert document(findings[:2])["ok"] is True, "what works less well is no failure"
