@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +12,7 @@ from p2pnode import faults
 from p2pnode.libp2p_greeting import protocols
 from p2pnode.transport import OpenGate, TransportLimits
 from protocols.events import DialFailed, PeerUp
-from protocols.identity import PeerId
+from protocols.identity import Identity, PeerId
 from tests.besieged import engine, port
 from tests.stranger import Stranger, line
 from tests.transports import Libp2pWorld, Node, seed
@@ -106,3 +107,20 @@ async def test_a_stranger_who_comes_again_and_again_is_turned_away_at_the_door(
     assert other.all(PeerUp) == []
     assert said.text.count('reason="connects too often"') == 3
     assert engine(node).tcp.door.guests <= 5
+
+
+async def test_a_listener_that_announces_an_endless_line_is_left_at_once(world: Libp2pWorld) -> None:
+    async def boast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\xff\xff\xff\xff\xff\x20" + bytes(10_000))
+        await reader.read()
+        writer.close()
+
+    node = await world.node(1)
+    server = await asyncio.start_server(boast, "127.0.0.1", 0)
+    async with server:
+        began = time.monotonic()
+        where = f"/ip4/127.0.0.1/tcp/{server.sockets[0].getsockname()[1]}"
+        node.transport.dial(Identity(seed(2)).peer, (where,))
+        failed = await node.next(DialFailed)
+    assert "exceeds maximum allowed" in failed.reason
+    assert time.monotonic() - began < TransportLimits().dial_address_s_max
