@@ -12,11 +12,15 @@ import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
 from p2pnode.store import Store
-from p2pnode.transport import CIRCUIT, Gate, OnEvent, Rates, Transport, TransportLimits
+from p2pnode.transport import Gate, OnEvent, Rates, Transport, TransportLimits
+
+if TYPE_CHECKING:
+    from p2pnode.libp2p_transport import Libp2pTransport
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +37,9 @@ async def start_transport(
 ) -> Transport:
     """The transport, started. Raises ConfigError when it can't listen."""
     if factory is not None:
-        transport = factory(store.seed, gate)
-        await transport.start(on_event)
-        return transport
+        given = factory(store.seed, gate)
+        await given.start(on_event)
+        return given
     port = store.note(_NOTE) or "0"
     usual = tuple(_ANY_PORT.sub(rf"/\1/{port}", address) for address in config.listen)
     try:
@@ -50,7 +54,7 @@ async def start_transport(
     return transport
 
 
-async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Transport:
+async def _libp2p(config: Config, store: Store, listen: tuple[str, ...], gate: Gate, on_event: OnEvent) -> Libp2pTransport:
     from p2pnode.libp2p_transport import Libp2pTransport  # heavy: only who listens pays for it
 
     rates = config.rates
@@ -71,8 +75,8 @@ def limits_for(rates: Rates) -> TransportLimits:
     return replace(limits, bulk_queue_bytes_max=queue)
 
 
-def _note_port(store: Store, transport: Transport) -> None:
-    found = _PORT.search(next((address for address in transport.addresses if CIRCUIT not in address), ""))
+def _note_port(store: Store, transport: Libp2pTransport) -> None:
+    found = _PORT.search(next(iter(transport.local_addresses), ""))  # not a router's port, nor a relay's
     if found is not None and found[1] != store.note(_NOTE):
         with contextlib.suppress(sqlite3.Error):
             store.put_note(_NOTE, found[1])

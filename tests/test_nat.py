@@ -28,7 +28,7 @@ needs_rights = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
 QUIET = ("--set", "mdns=false", "--set", "upnp=false")
 BUSY = ("--set", "cycle_s=0.02", "--set", "threads=1", "--set", "measure_alone=false")
-DIRECT_S_MAX = 15.0
+DIRECT_S_MAX = 40.0  # on a machine that does much else; else 3
 
 
 class Program:
@@ -139,10 +139,10 @@ def test_two_daemons_behind_two_routers_exchange_models_and_make_a_direct_link(t
     def both(fits: Callable[[dict[str, Any]], bool]) -> Callable[[], bool]:
         return lambda: all(fits(town.status(name)) for name in ("first", "second"))
 
-    wait_for(both(lambda status: status["merges"] > 0), 30, "an exchange of models")
+    wait_for(both(lambda status: status["merges"] > 0), 60, "an exchange of models")
     wait_for(both(lambda status: links(status) == ["direct"]), DIRECT_S_MAX, "a direct link")
     merges = [town.status(name)["merges"] for name in ("first", "second")]
-    wait_for(both(lambda status: status["merges"] > max(merges)), 20, "an exchange of models over the direct link")
+    wait_for(both(lambda status: status["merges"] > max(merges)), 40, "an exchange of models over the direct link")
     record_property("link", "direct")
 
 
