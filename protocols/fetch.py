@@ -194,12 +194,16 @@ class Fetch:
         return first, count
 
     def _rescue(self, idle: Source) -> tuple[float, list[int]]:
-        """When `idle` should help out the worst straggler, and with which chunks: the last half of those only that one owes."""
-        patience_s = max(self._limits.endgame_s, idle.pace_s or 0.0)
+        """When `idle` should help out the worst straggler, and with which chunks: the last half of those only that one owes.
+
+        At once when it takes twice as long as `idle` for a chunk, else when it was silent: help means that chunks come twice.
+        """
+        patience_s = max(self._limits.endgame_s, 2 * (idle.pace_s or 0.0))
         best: tuple[float, list[int]] = (float("inf"), [])
         for source in self.sources.values():
             owed = [index for index in sorted(source.asked) if self._owners(index) == 1]
-            due = source.heard if source.debt_s > patience_s else source.heard + patience_s
+            slow = idle.pace_s is not None and source.pace_s is not None and source.pace_s > 2 * idle.pace_s
+            due = source.heard if slow and source.debt_s > patience_s else source.heard + patience_s
             if owed and due < best[0]:
                 best = due, owed[len(owed) // 2 :]
         return best

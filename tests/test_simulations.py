@@ -279,7 +279,7 @@ def test_links_that_break_in_mid_transfer_cost_what_was_under_way_and_nothing_el
     assert max(Counter(seen.kept).values()) == 1
     late = sum(node.core.snapshot(24.0).chunks_late for node in simulation.nodes.values())
     assert seen.chunks == len(seen.kept) + late, "every chunk that came was of use, or known to be late"
-    assert late <= 0.02 * seen.chunks
+    assert late <= 0.03 * seen.chunks
 
 
 # --- misfortune -------------------------------------------------------------------------------------------------------
