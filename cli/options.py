@@ -41,9 +41,7 @@ Join = Annotated[
 Open = Annotated[bool | None, typer.Option("--open", help="Let anybody in who knows the swarm's name and trains the same model.")]
 MaxUpload = Annotated[str | None, typer.Option(metavar="SIZE", help="Most that is sent in a second, such as 200 kB.")]
 MaxDownload = Annotated[str | None, typer.Option(metavar="SIZE", help="Most that is received in a second, such as 1.5 MB.")]
-Budget = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Most that is sent and received in a day (UTC), such as 2 GB.")
-]
+Budget = Annotated[str | None, typer.Option(metavar="SIZE", help="Most that is sent and received in a day (UTC), such as 2 GB.")]
 Relay = Annotated[
     bool | None, typer.Option("--relay", help="Be a public helper through which others meet: relay, directory, dial-backs.")
 ]
@@ -59,8 +57,8 @@ Listen = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MULTIADDR",
-        help="Where to listen; may be repeated. /ip4/0.0.0.0/tcp/4001 lets other machines in. [default: /ip4/127.0.0.1/tcp/0, "
-        "this machine only, on a free port]",
+        help="Where to listen; may be repeated. /ip4/127.0.0.1/tcp/0 keeps other machines out. [default: /ip4/0.0.0.0/tcp/0, "
+        "every IPv4 address, on a free port]",
     ),
 ]
 

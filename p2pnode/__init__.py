@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from p2pnode.config import Config
     from p2pnode.errors import ConfigError
+    from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
     from p2pnode.node import Node
     from p2pnode.task import Shard, Task
 
-__all__ = ["Config", "ConfigError", "Node", "Shard", "Task"]
+__all__ = ["Config", "ConfigError", "MemoryNetwork", "MemoryTransport", "Node", "Shard", "Task"]
 
 _HOMES = {
     "Config": "p2pnode.config",
     "ConfigError": "p2pnode.errors",
+    "MemoryNetwork": "p2pnode.memory_transport",  # nodes in one process without a socket: for tests of what embeds us
+    "MemoryTransport": "p2pnode.memory_transport",
     "Node": "p2pnode.node",
     "Shard": "p2pnode.task",
     "Task": "p2pnode.task",

@@ -84,8 +84,8 @@ class Config:
         "digits", "What to train: digits, fashion-mnist, mnist, or yours: module:function, path.py:function.", empty=False
     )
     listen: tuple[str, ...] = _key(
-        ("/ip4/127.0.0.1/tcp/0",),
-        "Multiaddrs to listen on; /ip4/0.0.0.0/tcp/4001 lets other machines in. Port 0: a free one, kept over restarts.",
+        ("/ip4/0.0.0.0/tcp/0",),
+        "Multiaddrs to listen on; /ip4/127.0.0.1/tcp/0 keeps other machines out. Port 0: a free one, kept over restarts.",
         empty=False,
     )
     announce: tuple[str, ...] = _key((), "Multiaddrs to tell others instead of those we listen on (behind a forwarded port).")
