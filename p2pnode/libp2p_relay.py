@@ -34,6 +34,7 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from p2pnode.buckets import Buckets
 from p2pnode.libp2p_engine import Engine
 from p2pnode.libp2p_host import circuit_of, connect, disconnect, open_stream
 from p2pnode.libp2p_link import PIECE_BYTES
@@ -59,6 +60,8 @@ class RelayLimits:
     reservation_s: float = 600.0  # renewed each minute by those who live; go-libp2p: 1 h
     circuits_max: int = 32  # each has up to four windows of 1 MiB in memory, usually nothing
     circuits_per_peer_max: int = 8  # at either end: half of the streams of one connection
+    calls_burst: int = 8  # circuits to one peer in a row, wanted or not: its connection bears 32 streams in a row, and 8 a second
+    calls_per_s: float = 2.0  # and then as many: whoever rings for ever must not cost it its place
     circuit_s_max: float = 7200.0  # then the peers make a new one
     circuit_idle_s_max: float = 120.0  # our peers probe each other every few seconds
     circuit_bytes_max: int = 4 * 1024**3  # both ways: 16 models of 256 MiB; go-libp2p's 128 KiB carries none
@@ -136,6 +139,7 @@ class Relay:
         self._leases: dict[ID, Lease] = {}
         self._dialled: dict[ID, int] = {}  # circuits per peer that asked for them
         self._asked: OrderedDict[str, float] = OrderedDict()  # when a guest last asked for a dial-back
+        self._calls = Buckets[ID](self.limits.calls_burst, self.limits.calls_per_s, self.limits.reservations_max)
         self._dial_backs = 0
         self._nursery: trio.Nursery
 
@@ -208,7 +212,8 @@ class Relay:
             await _refuse(stream, Status.NO_RESERVATION)
             return
         busiest = max(lease.circuits, self._dialled.get(source, 0))
-        if self.circuits >= limits.circuits_max or busiest >= limits.circuits_per_peer_max:
+        often = not self._calls.take(target, trio.current_time())
+        if often or self.circuits >= limits.circuits_max or busiest >= limits.circuits_per_peer_max:
             await _refuse(stream, Status.RESOURCE_LIMIT_EXCEEDED)
             return
         self.circuits += 1
