@@ -13,6 +13,7 @@ import pytest
 
 from p2pnode import Config, ConfigError, Node
 from p2pnode.access import INVITED, JOINING, WAITING, Access
+from p2pnode.admission import at_rest
 from p2pnode.bench.given_model import GivenModel
 from p2pnode.errors import redact
 from p2pnode.folder import peer_id, prepare_folder
@@ -137,3 +138,20 @@ async def test_somebody_is_allowed_by_peer_id(make: Make, caplog: pytest.LogCapt
 def eve_peer(alice: Node, bob_id: str) -> str:
     """The other one whom Alice allowed."""
     return next(str(peer) for peer in alice.status()["allowed"] if peer != bob_id)
+
+
+async def test_a_ban_while_the_node_rests_is_told_when_it_runs_again(make: Make) -> None:
+    alice = make("alice")
+    await alice.start()
+    invitation = alice.admission.invite()
+    async with make("bob", join=[invitation]) as bob, make("eve", join=[invitation]) as eve:
+        await until(lambda: len(peers(alice)) == len(peers(bob)) == len(peers(eve)) == 2)
+        await alice.stop()
+        made = at_rest(alice.config, {"do": "ban", "peer": eve.peer_id})
+        assert made == {"banned": eve.peer_id, "at_rest": True}
+        assert eve.peer_id in peers(bob), "nobody could tell Bob yet"
+        async with make("alice") as alice:
+            await alice.join(bob.addresses[0])
+            await until(lambda: bob.status()["banned"] == [{"peer_id": eve.peer_id, "by": alice.peer_id}])
+            await until(lambda: not peers(eve))
+            assert keys(bob) == keys(alice) == 2
