@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
-from libp2p.host.autonat.pb.autonat_pb2 import Message as NatMessage
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
@@ -21,43 +20,13 @@ from multiaddr import Multiaddr
 from p2pnode import libp2p_nat
 from p2pnode.libp2p_host import connect, open_stream
 from p2pnode.libp2p_relay import AUTONAT, HOP, STOP, RelayLimits, read_message, write_message
-from p2pnode.libp2p_transport import Libp2pTransport
 from p2pnode.transport import CIRCUIT, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, peer_text
-from protocols.identity import PeerId as Peer
-from tests.transports import Node, seed
+from tests.relays import NOWHERE, Relays, ask, circuits, inner, link, until
+from tests.transports import seed
 
-NOWHERE = ("/ip4/127.0.0.1/tcp/1",)  # announced by nodes that play to be unreachable: nobody listens there
 CHUNK = bytes(256 * 1024)
-SECONDS = 15.0
-
-
-class Relays:
-    """Nodes on loopback. Relay number 9 is there from the start."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-
-    async def relay(self, number: int = 9, listen: str = "/ip4/127.0.0.1/tcp/0", limits: RelayLimits | None = None) -> Node:
-        node = await self.add(number, listen=(listen,), relay=True)
-        if limits is not None:
-            inner(node)._relay.limits = limits
-        return node
-
-    async def hidden(self, number: int, *relays: Node) -> Node:
-        """A node that can be reached through the relays only."""
-        return await self.add(number, announce=NOWHERE, via=[relay.transport.addresses[0] for relay in relays])
-
-    async def add(self, number: int, **options: Any) -> Node:
-        node = Node(Libp2pTransport(seed(number), **options), Identity(seed(number)).peer)
-        self.nodes.append(node)
-        await node.transport.start(node)
-        return node
-
-    async def close(self) -> None:
-        for node in self.nodes:
-            await node.transport.stop()
 
 
 @pytest.fixture
@@ -67,42 +36,6 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relays]:
     made = Relays()
     yield made
     await made.close()
-
-
-def inner(node: Node) -> Any:
-    return node.transport
-
-
-def circuits(node: Node) -> tuple[str, ...]:
-    return tuple(address for address in node.transport.addresses if CIRCUIT in address)
-
-
-async def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < end, f"{what} has not come true"
-        await asyncio.sleep(0.02)
-
-
-async def link(one: Node, two: Node) -> None:
-    """Dial through a relay and wait until both know."""
-    before = len(one.all(PeerUp)), len(two.all(PeerUp))
-    one.transport.dial(two.peer, circuits(two))
-    await one.next(PeerUp, before[0] + 1)
-    await two.next(PeerUp, before[1] + 1)
-
-
-async def ask(node: Node, server: Node, talk: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-    """Have `talk(host, connection)` run at `node` over a connection to `server` of its own."""
-    where, _, who = server.transport.local_addresses[0].partition("/p2p/")  # type: ignore[attr-defined]
-
-    async def run() -> Any:
-        host = inner(node)._engine._host
-        connection = await connect(host, Multiaddr(where), ID.from_base58(who))
-        with trio.fail_after(10):
-            return await talk(host, connection)
-
-    return await inner(node)._thread.call(run)
 
 
 # --- circuits -------------------------------------------------------------------------------------------------------------
@@ -345,6 +278,25 @@ async def test_no_peer_takes_all_circuits(world: Relays) -> None:
     await link(nodes[3], nodes[1])  # others aren't hurt
 
 
+async def test_whoever_rings_for_ever_costs_nobody_its_place(world: Relays) -> None:
+    relay = await world.relay()
+    victim, other, rude = await world.hidden(1, relay), await world.hidden(2, relay), await world.add(3)
+    target = ID.from_base58(peer_text(victim.peer))
+
+    async def ring(host: Any, connection: Any) -> int:
+        refused = 0
+        for _ in range(30):
+            stream = await open_stream(host, connection, HOP, 5)
+            await write_message(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=target.to_bytes())))
+            refused += (await read_message(stream, HopMessage)).status == Status.RESOURCE_LIMIT_EXCEEDED
+            await stream.reset()
+        return refused
+
+    assert await ask(rude, relay, ring) > 15
+    assert circuits(victim)
+    await link(victim, other)
+
+
 async def test_garbage_and_silence_at_a_relay_hurt_nobody(world: Relays) -> None:
     relay = await world.relay(limits=RelayLimits(message_s_max=0.5))
     stranger = await world.add(5)
@@ -362,65 +314,3 @@ async def test_garbage_and_silence_at_a_relay_hurt_nobody(world: Relays) -> None
     await ask(stranger, relay, rude)
     one, two = await world.hidden(1, relay), await world.hidden(2, relay)
     await link(one, two)
-
-
-# --- reachability -----------------------------------------------------------------------------------------------------------
-
-
-async def test_who_is_reached_is_public_and_takes_no_place(world: Relays) -> None:
-    relay = await world.relay()
-    node = await world.add(1, via=relay.transport.addresses)
-    await until(lambda: node.transport.nat_status()["reachability"] == "public", "being reached")
-    assert not circuits(node)
-    assert node.transport.nat_status()["reachable"] == [node.transport.addresses[0].partition("/p2p/")[0]]
-
-
-async def test_helpers_that_are_away_are_a_state(world: Relays) -> None:
-    away = "/ip4/127.0.0.1/tcp/1/p2p/" + peer_text(Identity(seed(6)).peer)
-    began = time.monotonic()
-    node = await world.add(1, via=[away])
-    assert time.monotonic() - began < 5
-    status: Any = node.transport.nat_status()
-    assert status["reachability"] == "unknown"
-    assert "refused" in status["helpers"][0]["error"].lower()
-    assert node.transport.addresses
-
-
-async def test_a_relay_dials_back_at_the_address_of_who_asks_and_no_other(world: Relays) -> None:
-    relay, node = await world.relay(), await world.add(1)
-    relay_service = inner(relay)._relay
-    ours = Multiaddr(inner(node).local_addresses[0].partition("/p2p/")[0])
-    others = ("/ip4/10.1.2.3/tcp/80", "/ip4/127.0.0.2/tcp/1", "/dns4/localhost/tcp/1", "/ip4/127.0.0.1/udp/53")
-
-    async def asks(host: Any, connection: Any, *wanted: Multiaddr) -> Any:
-        stream = await open_stream(host, connection, AUTONAT, 5)
-        asked = NatMessage(type=NatMessage.DIAL)
-        asked.dial.peer.addrs.extend(one.to_bytes() for one in wanted)
-        await write_message(stream, asked)
-        return (await read_message(stream, NatMessage)).dialResponse
-
-    for number, (wanted, status) in enumerate(
-        [
-            (tuple(map(Multiaddr, others)), NatMessage.E_DIAL_REFUSED),
-            ((Multiaddr(NOWHERE[0]),), NatMessage.E_DIAL_ERROR),
-            ((*map(Multiaddr, others[:3]), ours), NatMessage.OK),
-        ]
-    ):
-        relay_service._asked.clear()
-        said = await ask(node, relay, lambda host, connection: asks(host, connection, *wanted))  # noqa: B023
-        assert said.status == status, number
-    said = await ask(node, relay, lambda host, connection: asks(host, connection, ours))
-    assert said.status == NatMessage.E_DIAL_REFUSED, "one request in ten seconds from one address"
-
-
-async def test_a_reservation_is_for_who_asks_whoever_it_names(world: Relays) -> None:
-    relay, node = await world.relay(), await world.add(1)
-    victim = ID.from_base58(peer_text(Identity(seed(7)).peer))
-
-    async def reserve(host: Any, connection: Any) -> int:
-        stream = await open_stream(host, connection, HOP, 5)
-        await write_message(stream, HopMessage(type=HopMessage.RESERVE, peer=PeerId(id=victim.to_bytes())))
-        return int((await read_message(stream, HopMessage)).status)
-
-    assert await ask(node, relay, reserve) == Status.OK
-    assert list(inner(relay)._relay._leases) == [ID.from_base58(peer_text(Peer(node.peer)))]
