@@ -77,7 +77,7 @@ class FastSession(SecureSession):
         """The next `size` bytes. Raises IncompleteReadError at the end."""
         first = self.some(size)
         if len(first) == size:
-            return first
+            return bytes(first)
         parts, missing = [first], size - len(first)
         while missing:
             if not await self.more():
@@ -86,25 +86,39 @@ class FastSession(SecureSession):
             missing -= len(parts[-1])
         return b"".join(parts)
 
-    def some(self, size: int) -> bytes:
+    def some(self, size: int) -> memoryview:
         """Up to `size` of the next bytes, from what is decrypted already."""
         begin, end = self._opened_at, self._opened_at + size
         self._opened_at = min(end, len(self._opened))
-        return self._opened[begin:end]
+        return memoryview(self._opened)[begin:end]
 
     async def more(self) -> bool:
         """Decrypt the next message, when all before it is taken. False at the end of the connection."""
-        while True:
-            begin = self._sealed_at + SIZE_NOISE_MESSAGE_LEN
-            end = begin + int.from_bytes(self._sealed[self._sealed_at : begin], "big")
-            if begin <= len(self._sealed) >= end:
-                self._sealed_at = end
-                self._opened, self._opened_at = self._noise.decrypt(self._sealed[begin:end]), 0
-                return True
+        while not self._open(self._sealed, self._sealed_at):
+            rest = self._sealed[self._sealed_at :]
             came = await self.raw.read(RECV_BYTES)
             if not came:
                 return False
-            self._sealed, self._sealed_at = self._sealed[self._sealed_at :] + came, 0
+            if rest:  # the beginning of a message: only that one is put together
+                length = int.from_bytes((rest + came[:SIZE_NOISE_MESSAGE_LEN])[:SIZE_NOISE_MESSAGE_LEN], "big")
+                missing = SIZE_NOISE_MESSAGE_LEN + length - len(rest)
+                whole = self._open(rest + came[:missing], 0)
+                self._sealed, self._sealed_at = (came, missing) if whole else (rest + came, 0)
+                if whole:
+                    return True
+            else:
+                self._sealed, self._sealed_at = came, 0
+        return True
+
+    def _open(self, sealed: bytes, at: int) -> bool:
+        """Decrypt the message that begins at `at`, if all of it is here."""
+        begin = at + SIZE_NOISE_MESSAGE_LEN
+        end = begin + int.from_bytes(sealed[at:begin], "big")
+        if not begin <= len(sealed) >= end:
+            return False
+        self._sealed_at = end
+        self._opened, self._opened_at = self._noise.decrypt(sealed[begin:end]), 0
+        return True
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`, in as many messages as it takes and in one write."""

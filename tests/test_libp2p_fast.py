@@ -17,7 +17,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from p2pnode.libp2p_bench import stock_host
-from p2pnode.libp2p_fast import LONG_FRAME_BYTES, NEAR_WINDOW_BYTES, FastStream, FastYamux, pull, push
+from p2pnode.libp2p_fast import LONG_FRAME_BYTES, NEAR_WINDOW_BYTES, RECV_BYTES, FastStream, FastYamux, pull, push
 from p2pnode.libp2p_patches import FRAME_BYTES
 from tests.test_libp2p_patches import LOOPBACK, address, host, meet, open_stream, run
 
@@ -73,7 +73,10 @@ def serve(of: Any) -> None:
     of.set_stream_handler(POUR, pour)
 
 
-def test_bytes_of_all_sizes_arrive_in_both_directions_at_once() -> None:
+@pytest.mark.parametrize("recv_bytes", [RECV_BYTES, 397], ids=["long reads", "short reads"])
+def test_bytes_of_all_sizes_arrive_in_both_directions_at_once(monkeypatch: pytest.MonkeyPatch, recv_bytes: int) -> None:
+    monkeypatch.setattr("p2pnode.libp2p_fast.RECV_BYTES", recv_bytes)  # messages, and their lengths, come in parts
+
     async def test() -> None:
         async with host(1) as one, host(2) as two:
             serve(two)
