@@ -20,6 +20,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
@@ -117,13 +118,24 @@ class Circuit(RawConnection):
     def __init__(self, stream: NetStream, initiator: bool, address: str) -> None:
         super().__init__(stream, initiator, ConnectionType.RELAYED)
         self.address = address
+        self._reading = trio.CancelScope()
+        self._closed = False
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """The relay's address would be taken for the peer's."""
         return None
 
+    async def read(self, n: int | None = None) -> bytes:
+        """As of any raw connection, by one caller at a time. Ends when we close it: the package's stream would wait for ever."""
+        if not self._closed:
+            with trio.CancelScope() as self._reading:
+                return await super().read(n)
+        raise RawConnError("the circuit is closed")
+
     async def close(self) -> None:
         """Both ways at once: the relay lets go of it."""
+        self._closed = True
+        self._reading.cancel()
         await self.stream.reset()  # type: ignore[attr-defined]  # it is a NetStream
 
 

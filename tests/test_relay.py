@@ -17,7 +17,7 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 from multiaddr import Multiaddr
 
-from p2pnode import libp2p_nat
+from p2pnode import libp2p_nat, libp2p_punch
 from p2pnode.libp2p_host import connect, open_stream
 from p2pnode.libp2p_relay import AUTONAT, HOP, STOP, RelayLimits, read_message, write_message
 from p2pnode.transport import CIRCUIT, TransportLimits
@@ -172,16 +172,29 @@ async def test_with_two_relays_there_are_two_ways(world: Relays) -> None:
     await one.next(PeerUp)
 
 
-async def test_a_second_circuit_right_after_the_first_one(world: Relays) -> None:
+async def test_circuits_one_after_another_leave_nothing_behind(world: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_punch, "PUNCH_S_MAX", 0.2)
     relay = await world.relay()
     two, visitor = await world.hidden(2, relay), await world.add(3)  # the visitor has no relay of its own to stay connected with
-    for number in (1, 2, 3):
+
+    async def living() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async def tasks() -> list[int]:
+        return [await inner(node)._thread.call(living) for node in (relay, two, visitor)]
+
+    before = await tasks()
+    for number in (1, 2, 3, 4, 5, 6):
         visitor.transport.dial(two.peer, circuits(two))
         await visitor.next(PeerUp, number)
         visitor.transport.hangup(two.peer, "again")
         await visitor.next(PeerDown, number)
         await two.next(PeerDown, number)
     assert not visitor.all(DialFailed), "the port that we dial relays from isn't free at once"
+    end = time.monotonic() + 15
+    while any(now > was + 4 for now, was in zip(await tasks(), before, strict=True)):
+        assert time.monotonic() < end, (before, await tasks())
+        await asyncio.sleep(0.1)
 
 
 async def test_a_third_relay_steps_in_for_one_that_dies(world: Relays) -> None:
