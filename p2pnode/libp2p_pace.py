@@ -6,8 +6,9 @@ back when the socket spends it. The arithmetic is `pacing.py`'s.
 
 **Upload** is held where pieces are written: a link books a piece, waits its turn and writes it. **Download** is held where
 bulk is read: that is what the peer's next credit comes from, so a peer may have a window under way and no more. The
-specification's first window (256 KiB) is too large for slow lines; our hello says how fast we read, and both sides of the bulk
-stream then start with a smaller one. A peer that doesn't heed it is one that sends more than it was granted.
+specification's first window (256 KiB) is too large for slow lines, and for small budgets, at whose end it may still come; our
+hello says how fast we read, and both sides of the bulk stream then start with a smaller one. A peer that doesn't heed it is one
+that sends more than it was granted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from contextlib import contextmanager
 
 import trio
 
-from p2pnode.pacing import Flow, Pacer, Rates, Ration, Tally, patience_s, piece_bytes, window_bytes
+from p2pnode.pacing import RATE_MIN, WINDOW_S, Flow, Pacer, Rates, Ration, Tally, patience_s, piece_bytes, window_bytes
 from p2pnode.transport import TransportLimits
 from p2pnode.transport_limits import YAMUX_WINDOW_BYTES
+
+WINDOWS_IN_RESERVE = 10  # what peers have under way when bulk stops still comes: so many of them don't use up what is left
+
+PIECE_BYTES_MIN = 500  # as at the lowest rate
 
 
 class Wire:
@@ -29,6 +34,7 @@ class Wire:
         self.rates = rates or Rates()
         self.tally = Tally(self.rates, trio.current_time() if rates else 0.0)
         self.claims = (self.rates.upload, self.rates.download)  # what our hello says
+        self.piece_max = 1 << 30  # bytes of one link that a ration may exceed itself by
         self._tell: Callable[[Flow], None] = lambda flow: None
         self._obeying: set[Callable[[Flow], None]] = set()
         self._bulk_may = trio.Event()
@@ -45,8 +51,13 @@ class Wire:
             self._turn()
 
     def ration(self, ration: Ration, tell: Callable[[Flow], None]) -> None:
-        """From now on; `tell` is told of each change."""
+        """From now on; `tell` is told of each change. Links that come later have windows that fit into what bulk leaves over."""
         self._tell = tell
+        window = (ration.all - ration.bulk) // WINDOWS_IN_RESERVE
+        if window < YAMUX_WINDOW_BYTES:
+            rates = (self.rates.download, max(int(window / WINDOW_S), RATE_MIN))
+            self.claims = (self.rates.upload, min(rate for rate in rates if rate))
+            self.piece_max = max(window, PIECE_BYTES_MIN)
         if self.tally.ration(ration):
             self._turn()
 
@@ -95,7 +106,7 @@ class Toll:
         self._wire = wire
         self._limits = limits
         self._up, self._down = wire.tally.up, wire.tally.down
-        self.piece = piece_bytes(wire.rates.upload, piece_bytes_max)
+        self.piece = piece_bytes(wire.rates.upload, min(piece_bytes_max, wire.piece_max))
         self.read_piece = piece_bytes(wire.rates.download, read_bytes_max)
 
     def heed(self, upload: int, download: int) -> tuple[int, int]:
@@ -104,7 +115,7 @@ class Toll:
         self.piece = min(self.piece, window // 2) if download else self.piece
         self.write_s = self._limits.write_s_max + patience_s(download, self._limits.bulk_frame_bytes_max)
         self.read_s = self._limits.read_s_max + patience_s(upload, self._limits.bulk_frame_bytes_max)
-        return window_bytes(self._wire.rates.download, YAMUX_WINDOW_BYTES), window
+        return window_bytes(self._wire.claims[1], YAMUX_WINDOW_BYTES), window
 
     async def write(self, size: int, scope: trio.CancelScope) -> None:
         """Wait until `size` bytes of bulk may be written; afterwards they are to be told to `written`."""

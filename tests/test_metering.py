@@ -153,8 +153,9 @@ async def until_state(metering: Metering, wanted: str, work: object = None) -> N
 async def test_a_budget_is_used_up_and_not_more_and_the_next_day_goes_on(world: World, tmp_path: Path) -> None:
     budget, clock, fed = BUDGET_MIN, Clock(), asyncio.Queue[Metered]()
     records = await Records.open(tmp_path / "node")
-    one, two = await world.pair()
+    one, two = await world.node(1), await world.node(2)
     metering = Metering(budget, records, one.transport, fed.put_nowait, clock)
+    await world.link(one, two)
     running = asyncio.create_task(metering.run())
     await until_state(metering, "no models", lambda: flood(one, two))
     assert await fed.get() == Metered(False)
@@ -205,6 +206,25 @@ async def test_a_budget_is_used_up_and_not_more_and_the_next_day_goes_on(world: 
     while fed.qsize() > 1:
         fed.get_nowait()
     assert fed.get_nowait() == Metered(True)
+    await records.close()
+
+
+async def test_what_several_peers_have_under_way_fits_into_the_reserve(world: World, tmp_path: Path) -> None:
+    records = await Records.open(tmp_path / "node")
+    one = await world.node(1)
+    metering = Metering(BUDGET_MIN, records, one.transport, lambda event: None, Clock())
+    others = [await world.node(number) for number in (2, 3, 4, 5)]
+    for other in others:
+        await world.link(one, other)
+
+    def crowd() -> None:
+        for other in others:
+            flood(one, other)
+
+    await until_state(metering, "no models", crowd)
+    await asyncio.sleep(0.5)
+    assert state_of(metering) == "no models"
+    assert BULK_SHARE * BUDGET_MIN <= used_of(metering) < BUDGET_MIN
     await records.close()
 
 
