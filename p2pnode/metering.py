@@ -1,7 +1,7 @@
 """A daily budget of bytes, for lines that are paid by volume.
 
 Owns the count of the day and the ration that follows from it. Counts every byte that our TCP connections carry, both directions,
-control and handshakes included; not what the kernel and the network add below (some 3 %), and not multicast in the local network.
+control and handshakes included; not what the kernel and the network add below (3 to 5 %), and not multicast in the local network.
 Never asks whether it is held: the transport holds the ration by itself, to the byte, and tells what it has stopped.
 
 A day is a day in UTC. **free**: everything crosses. **no models**: from 95 % of the budget on models wait, so that the rest is
