@@ -118,11 +118,16 @@ async def _meet(team: Sequence[DemoNode], seconds: float) -> tuple[float | None,
 async def _settle(team: Sequence[DemoNode]) -> None:
     """Until everybody's first round is over. Raises BenchError."""
     end = time.monotonic() + SETTLE_S_MAX
-    while any(node.status.get("phase") != "resting" or node.status.get("fetches") for node in team):
+    while busy := [node.config.name for node in team if not _rests(node)]:
         if time.monotonic() > end:
-            raise BenchError(f"training did not rest within {SETTLE_S_MAX:.0f} s")
+            raise BenchError(f"{', '.join(busy)} did not come to rest within {SETTLE_S_MAX:.0f} s")
         await asyncio.sleep(LOOK_S)
         await asyncio.gather(*(node.refresh() for node in team))
+
+
+def _rests(node: DemoNode) -> bool:
+    """Whether nothing is trained and nothing is fetched; a fetch that waits for somebody who has the model costs nothing."""
+    return node.status.get("phase") == "resting" and all(fetch["parked"] for fetch in node.status.get("fetches", ()))
 
 
 def _active(node: DemoNode) -> list[dict[str, Any]]:
