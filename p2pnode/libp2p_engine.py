@@ -277,6 +277,7 @@ class Engine(Notifee):
         inbound.bulk = stream
         inbound.bulk_came.set()
         await stream.swarm_conn.event_closed.wait()  # the package forgets a stream whose handler returns
+        inbound.bulk = None  # the stream knows its connection, which would stay for ever as the key of `_inbound`
 
     async def _on_control(self, stream: INetStream) -> None:
         assert isinstance(stream, NetStream)

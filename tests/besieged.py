@@ -128,6 +128,12 @@ async def usage(node: Node) -> Usage:
     return Usage(len(os.listdir("/proc/self/fd")), await transport._thread.call(count), resident())
 
 
+def alive(*kinds: type) -> int:
+    """How many instances of these there are in this process."""
+    gc.collect()
+    return sum(type(thing) in kinds for thing in gc.get_objects())
+
+
 def resident() -> int:
     """Bytes of memory that this process has."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ from libp2p.peer.id import ID
 from p2pnode import faults
 from p2pnode.transport import TransportLimits
 from protocols.events import Frame, PeerDown, PeerUp
-from tests.besieged import SCALE, Usage, engine, exchange, port, settled, strangers, usage
+from tests.besieged import SCALE, Usage, alive, engine, exchange, port, settled, strangers, usage
 from tests.stranger import FLOODS, Stranger
 from tests.transports import Libp2pWorld, seed
 
@@ -67,7 +66,7 @@ async def test_a_flood_leaves_nothing_behind(
     assert took < 5
     assert after.files <= before.files
     assert after.tasks <= before.tasks
-    assert len([thing for thing in gc.get_objects() if type(thing) is ID]) < 20, "a peer that is gone is forgotten"
+    assert alive(ID) < 20, "a peer that is gone is forgotten"
     assert after.resident < before.resident + RESIDENT_BYTES_MORE
     assert len(engine(node).tcp.door) == 0
 

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from libp2p.network.connection.swarm_connection import SwarmConn
 
 from p2pnode import faults
+from p2pnode.libp2p_link import Link
 from p2pnode.transport import TransportLimits
 from protocols.events import DialFailed
-from tests.besieged import SCALE, engine, exchange, most, settled, strangers, usage
+from tests.besieged import SCALE, alive, engine, exchange, most, settled, strangers, usage
 from tests.stranger import PHASES
 from tests.transports import Libp2pWorld
 
@@ -64,6 +66,7 @@ async def test_nobody_stays_beyond_a_phases_deadline_and_honest_peers_are_served
     assert max(took) < 5
     assert len(engine(node).tcp.door) == 0
     assert (after.files, after.tasks) == (before.files, before.tasks)
+    assert alive(Link, SwarmConn) == 0, "what is gone is forgotten"
 
 
 async def test_a_flood_from_one_address_ends_its_own_connections_and_no_others(world: Libp2pWorld) -> None:
