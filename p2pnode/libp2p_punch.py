@@ -1,7 +1,8 @@
 """Direct links in place of relayed ones: DCUtR, two SYNs that cross.
 
-Owns the attempt, once per relayed link. Must never leave the peers without a link: the relayed one goes when the direct one is
-there. Must never dial what a peer names but a few plain TCP addresses, and private ones only when the relay is at a private one.
+Owns the attempt, once per relayed link, with those only whom the gate has let in. Must never leave the peers without a link:
+the relayed one goes when the direct one is there. Must never dial what a peer names but a few plain TCP addresses, and private
+ones only when the relay is at a private one.
 
 The side that took the relayed link asks. Both tell where relays see the port that they dial relays from (`libp2p_circuit.py`).
 Behind a router with endpoint-independent mapping (RFC 4787) that is also where a SYN from that port will come from, and a router
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -42,7 +44,8 @@ LOOK_S = 0.5  # between two looks for relayed links that nobody has tried to upg
 TALK_S_MAX = 10.0  # for each message; it goes through a relay
 PLAIN_S_MAX = 1.5  # for a plain dial: who can be reached answers in one round trip
 PUNCH_S_MAX = 6.0  # a SYN that is lost is sent again after 1 s and 3 s
-AGAIN_S = 0.1  # after a refusal (some routers answer an early SYN with RST)
+AGAIN_S = 0.2  # after a refusal (some routers answer an early SYN with RST)
+MEETINGS_MAX = 4  # attempts of others that we join in at a time: what they name gets 120 SYNs each at most
 ADDRESSES_MAX = 4  # tried of those that a peer names
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class Punch:
         self.failed = 0
         self._engine, self._circuits, self._reachable = engine, circuits, reachable
         self._tried: set[int] = set()  # links, by their identity while they live
+        self._answered: weakref.WeakSet[SwarmConn] = weakref.WeakSet()
+        self._meetings = 0
 
     async def live(self, host: SafeHost) -> None:
         """Try each relayed link that comes to us once, and answer those who try."""
@@ -136,8 +141,10 @@ class Punch:
 
     async def _on_asked(self, host: SafeHost, stream: NetStream, connection: SwarmConn) -> None:
         relay = circuit_of(connection)
-        if not relay:
+        linked = any(link.connection is connection for link in self._engine.links())
+        if not relay or not linked or connection in self._answered or self._meetings >= MEETINGS_MAX:
             return
+        self._answered.add(connection)
         with trio.fail_after(TALK_S_MAX):
             theirs = _dialable(list((await read_message(stream, HolePunch)).ObsAddrs), relay)
             await write_message(stream, HolePunch(type=HolePunch.CONNECT, ObsAddrs=self._ours()))
@@ -145,7 +152,11 @@ class Punch:
             said = await read_message(stream, HolePunch)
         if said.type != HolePunch.SYNC:
             return
-        made = await self._meet(host, theirs, connection.muxed_conn.peer_id)
+        self._meetings += 1
+        try:
+            made = await self._meet(host, theirs, connection.muxed_conn.peer_id)
+        finally:
+            self._meetings -= 1
         self.made += made
         self.failed += not made
 

@@ -15,10 +15,12 @@ import trio
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
+from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
 from p2pnode import libp2p_nat, libp2p_punch
 from p2pnode.libp2p_host import connect, open_stream
+from p2pnode.libp2p_punch import DCUTR
 from p2pnode.libp2p_relay import AUTONAT, HOP, STOP, RelayLimits, read_message, write_message
 from p2pnode.transport import CIRCUIT, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
@@ -137,6 +139,34 @@ async def test_a_direct_connection_takes_a_relayed_link_s_place(world: Relays) -
     await one.next(Frame)
     assert not one.all(DialFailed)
     await until(lambda: inner(relay)._relay.circuits == 0, "the circuit's end")
+
+
+async def test_a_hole_is_punched_with_members_only_and_once(world: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_punch, "PUNCH_S_MAX", 0.3)
+    relay = await world.relay()
+    one, two = await world.hidden(1, relay), await world.hidden(2, relay)
+    name = ID.from_base58(peer_text(two.peer))
+
+    async def asks(connection: Any) -> bool:
+        stream = await open_stream(inner(one)._engine._host, connection, DCUTR, 5)
+        try:
+            with trio.fail_after(5):
+                await write_message(stream, HolePunch(type=HolePunch.CONNECT))
+                return bool((await read_message(stream, HolePunch)).type == HolePunch.CONNECT)
+        except IOException:
+            return False
+
+    async def stranger() -> bool:
+        engine = inner(one)._engine
+        return await asks(await engine.through(engine._host, circuits(two)[0].rpartition("/p2p/")[0], name))
+
+    async def member() -> list[bool]:
+        (link,) = inner(one)._engine.links()
+        return [await asks(link.connection) for _ in range(3)]
+
+    assert not await inner(one)._thread.call(stranger)
+    await link(one, two)
+    assert await inner(one)._thread.call(member) == [True, False, False]
 
 
 # --- relays come and go -----------------------------------------------------------------------------------------------------
