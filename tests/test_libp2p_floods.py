@@ -63,7 +63,7 @@ async def test_a_flood_leaves_nothing_behind(
     if SCALE > 1:
         with capsys.disabled():
             print(f"\n{floods} × {count}: {attack}, exchange {took:.2f} s, {before} -> {after}")
-    assert took < 5
+    assert took < (5 if SCALE == 1 else 15), "it waits behind what the kernel has accepted"
     assert after.files <= before.files
     assert after.tasks <= before.tasks
     assert alive(ID) < 20, "a peer that is gone is forgotten"
