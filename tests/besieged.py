@@ -128,6 +128,12 @@ async def usage(node: Node) -> Usage:
     return Usage(len(os.listdir("/proc/self/fd")), await transport._thread.call(count), resident())
 
 
+def objects() -> int:
+    """How many there are in this process that the collector knows."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
 def alive(*kinds: type) -> int:
     """How many instances of these there are in this process."""
     gc.collect()

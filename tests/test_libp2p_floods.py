@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from p2pnode import faults
 from p2pnode.transport import TransportLimits
 from protocols.events import Frame, PeerDown, PeerUp
-from tests.besieged import SCALE, Usage, alive, engine, exchange, port, settled, strangers, usage
+from tests.besieged import SCALE, Usage, alive, engine, exchange, objects, port, settled, strangers, usage
 from tests.stranger import FLOODS, Stranger
 from tests.transports import Libp2pWorld, seed
 
@@ -31,7 +31,8 @@ EACH = (
     (("pings",), 10),
 )
 SO_ATTACH_FILTER = 26  # Linux; the socket module doesn't name it
-RESIDENT_BYTES_MORE = 8 << 20  # allocators keep some; a leak of 1 KiB a connection would be 10 MiB at 10,000
+RESIDENT_BYTES_MORE = 16 << 20  # allocators keep what was once needed at the same time
+OBJECTS_MORE = 1500  # a leak of two a connection would be 2,000 at 1,000
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +50,19 @@ async def world() -> AsyncIterator[Libp2pWorld]:
 
 @pytest.mark.parametrize(("floods", "count"), ONCE if SCALE == 1 else EACH, ids=lambda value: str(value).replace("'", ""))
 async def test_a_flood_leaves_nothing_behind(
-    world: Libp2pWorld, floods: tuple[str, ...], count: int, capsys: pytest.CaptureFixture[str]
+    world: Libp2pWorld,
+    floods: tuple[str, ...],
+    count: int,
+    said: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     node, honest = await world.node(1, SHORT), await world.node(2)
     async with strangers(",".join(FLOODS), node, 5, sources=3) as first:
         await exchange(honest, node)
         assert await first.left() == 0
+    said.clear()
     before = await settled(node, Usage(0, 0, 0), seconds=1.0)
+    things = objects()
     async with strangers(",".join(floods), node, count, sources=20) as attack:
         took = await exchange(honest, node)
         assert await attack.left() == 0
@@ -66,6 +73,8 @@ async def test_a_flood_leaves_nothing_behind(
     assert took < (5 if SCALE == 1 else 15), "it waits behind what the kernel has accepted"
     assert after.files <= before.files
     assert after.tasks <= before.tasks
+    said.clear()
+    assert objects() < things + OBJECTS_MORE
     assert alive(ID) < 20, "a peer that is gone is forgotten"
     assert after.resident < before.resident + RESIDENT_BYTES_MORE
     assert len(engine(node).tcp.door) == 0
