@@ -1,8 +1,8 @@
 """Direct links in place of relayed ones: DCUtR, two SYNs that cross.
 
-Owns the attempt, once per relayed link, with those only whom the gate has let in. Must never leave the peers without a link:
-the relayed one goes when the direct one is there. Must never dial what a peer names but a few plain TCP addresses, and private
-ones only when the relay is at a private one.
+Owns the attempt, three times per relayed link, with those only whom the gate has let in. Must never leave the peers without a
+link: the relayed one goes when the direct one is there. Must never dial what a peer names but a few plain TCP addresses, and
+private ones only when the relay is at a private one.
 
 The side that took the relayed link asks. Both tell where relays see the port that they dial relays from (`libp2p_circuit.py`).
 Behind a router with endpoint-independent mapping (RFC 4787) that is also where a SYN from that port will come from, and a router
@@ -45,6 +45,7 @@ TALK_S_MAX = 10.0  # for each message; it goes through a relay
 PLAIN_S_MAX = 1.5  # for a plain dial: who can be reached answers in one round trip
 PUNCH_S_MAX = 6.0  # a SYN that is lost is sent again after 1 s and 3 s
 AGAIN_S = 0.2  # after a refusal (some routers answer an early SYN with RST)
+PAUSES_S = (10.0, 60.0, 0.0)  # after each attempt on one link: clocks and loads differ; go-libp2p tries three times too
 MEETINGS_MAX = 4  # attempts of others that we join in at a time: what they name gets 120 SYNs each at most
 ADDRESSES_MAX = 4  # tried of those that a peer names
 
@@ -58,20 +59,18 @@ class Punch:
         self.made = 0  # links that became direct
         self.failed = 0
         self._engine, self._circuits, self._reachable = engine, circuits, reachable
-        self._tried: set[int] = set()  # links, by their identity while they live
-        self._answered: weakref.WeakSet[SwarmConn] = weakref.WeakSet()
+        self._tried: weakref.WeakSet[Link] = weakref.WeakSet()
+        self._answered: weakref.WeakKeyDictionary[SwarmConn, int] = weakref.WeakKeyDictionary()  # how often
         self._meetings = 0
 
     async def live(self, host: SafeHost) -> None:
-        """Try each relayed link that comes to us once, and answer those who try."""
+        """Try each relayed link that comes to us, and answer those who try."""
         host.serve_quietly(DCUTR, served(host, self._on_asked))
         async with trio.open_nursery() as nursery:
             while True:
-                links = [link for link in self._engine.links() if circuit_of(link.connection)]
-                self._tried &= {id(link) for link in links}
-                for link in links:
-                    if not link.dialled and id(link) not in self._tried:
-                        self._tried.add(id(link))
+                for link in self._engine.links():
+                    if not link.dialled and link not in self._tried and circuit_of(link.connection):
+                        self._tried.add(link)
                         nursery.start_soon(self._upgrade, host, link)
                 await trio.sleep(LOOK_S)
 
@@ -87,14 +86,19 @@ class Punch:
     # the side that asks
 
     async def _upgrade(self, host: SafeHost, link: Link) -> None:
-        made = False
-        try:
-            made = await self._ask(host, link)
-        except FAULTS as error:
-            log.debug("no direct link: %r", error)
-        except Exception:
-            log.exception("a hole punch failed")
-        self.failed += not made
+        for pause_s in PAUSES_S:
+            made = False
+            try:
+                made = await self._ask(host, link)
+            except FAULTS as error:
+                log.debug("no direct link: %r", error)
+            except Exception:
+                log.exception("a hole punch failed")
+            self.failed += not made
+            with trio.move_on_after(0 if made else pause_s):
+                await link.done.wait()
+            if made or link.done.is_set():
+                return
 
     async def _ask(self, host: SafeHost, link: Link) -> bool:
         """Whether a direct connection came of it. What becomes of the connection is the other side's to say."""
@@ -142,9 +146,10 @@ class Punch:
     async def _on_asked(self, host: SafeHost, stream: NetStream, connection: SwarmConn) -> None:
         relay = circuit_of(connection)
         linked = any(link.connection is connection for link in self._engine.links())
-        if not relay or not linked or connection in self._answered or self._meetings >= MEETINGS_MAX:
+        before = self._answered.get(connection, 0)
+        if not relay or not linked or before >= len(PAUSES_S) or self._meetings >= MEETINGS_MAX:
             return
-        self._answered.add(connection)
+        self._answered[connection] = before + 1
         with trio.fail_after(TALK_S_MAX):
             theirs = _dialable(list((await read_message(stream, HolePunch)).ObsAddrs), relay)
             await write_message(stream, HolePunch(type=HolePunch.CONNECT, ObsAddrs=self._ours()))

@@ -141,7 +141,7 @@ async def test_a_direct_connection_takes_a_relayed_link_s_place(world: Relays) -
     await until(lambda: inner(relay)._relay.circuits == 0, "the circuit's end")
 
 
-async def test_a_hole_is_punched_with_members_only_and_once(world: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hole_is_punched_with_members_only_and_not_often(world: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libp2p_punch, "PUNCH_S_MAX", 0.3)
     relay = await world.relay()
     one, two = await world.hidden(1, relay), await world.hidden(2, relay)
@@ -162,11 +162,11 @@ async def test_a_hole_is_punched_with_members_only_and_once(world: Relays, monke
 
     async def member() -> list[bool]:
         (link,) = inner(one)._engine.links()
-        return [await asks(link.connection) for _ in range(3)]
+        return [await asks(link.connection) for _ in range(5)]
 
     assert not await inner(one)._thread.call(stranger)
     await link(one, two)
-    assert await inner(one)._thread.call(member) == [True, False, False]
+    assert await inner(one)._thread.call(member) == [True, True, True, False, False]
 
 
 # --- relays come and go -----------------------------------------------------------------------------------------------------
