@@ -140,6 +140,14 @@ def alive(*kinds: type) -> int:
     return sum(type(thing) in kinds for thing in gc.get_objects())
 
 
+async def forgotten(*kinds: type, seconds: float = 10) -> bool:
+    """Whether all instances of these are gone soon."""
+    until = time.monotonic() + seconds
+    while (left := alive(*kinds)) and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+    return not left
+
+
 def resident() -> int:
     """Bytes of memory that this process has."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -13,11 +13,6 @@ from p2pnode.faults import ADDRESS_LINES_BURST, ADDRESSES_MAX, LINES_BURST, Faul
 PEER = "12D3KooWJ9ZpDJAbjF8k3n2g3aa9qXhTnUUWTXAANya5JRh5n9Qh"
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_faults", FaultLog())
-
-
 def failregex() -> re.Pattern[str]:
     """The filter in the docs, with fail2ban's <HOST> as fail2ban has it for addresses."""
     text = (Path(__file__).parent.parent / "docs" / "fail2ban.md").read_text("utf-8")

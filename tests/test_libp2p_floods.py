@@ -15,7 +15,6 @@ from dataclasses import replace
 import pytest
 from libp2p.peer.id import ID
 
-from p2pnode import faults
 from p2pnode.transport import TransportLimits
 from protocols.events import Frame, PeerDown, PeerUp
 from tests.besieged import SCALE, Usage, alive, engine, exchange, objects, port, settled, strangers, usage
@@ -35,12 +34,6 @@ RESIDENT_BYTES_MORE = 16 << 20  # allocators keep what was once needed at the sa
 OBJECTS_MORE = 1500  # a leak of two a connection would be 2,000 at 1,000
 
 
-@pytest.fixture(autouse=True)
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(faults, "_faults", faults.FaultLog())
-    return caplog
-
-
 @pytest.fixture
 async def world() -> AsyncIterator[Libp2pWorld]:
     made = Libp2pWorld()
@@ -53,14 +46,14 @@ async def test_a_flood_leaves_nothing_behind(
     world: Libp2pWorld,
     floods: tuple[str, ...],
     count: int,
-    said: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     node, honest = await world.node(1, SHORT), await world.node(2)
     async with strangers(",".join(FLOODS), node, 5, sources=3) as first:
         await exchange(honest, node)
         assert await first.left() == 0
-    said.clear()
+    caplog.clear()
     before = await settled(node, Usage(0, 0, 0), seconds=1.0)
     things = objects()
     async with strangers(",".join(floods), node, count, sources=20) as attack:
@@ -73,7 +66,7 @@ async def test_a_flood_leaves_nothing_behind(
     assert took < (5 if SCALE == 1 else 15), "it waits behind what the kernel has accepted"
     assert after.files <= before.files
     assert after.tasks <= before.tasks
-    said.clear()
+    caplog.clear()
     assert objects() < things + OBJECTS_MORE
     assert alive(ID) < 20, "a peer that is gone is forgotten"
     assert after.resident < before.resident + RESIDENT_BYTES_MORE

@@ -12,11 +12,10 @@ from dataclasses import replace
 import pytest
 from libp2p.network.connection.swarm_connection import SwarmConn
 
-from p2pnode import faults
 from p2pnode.libp2p_link import Link
 from p2pnode.transport import TransportLimits
 from protocols.events import DialFailed
-from tests.besieged import SCALE, alive, engine, exchange, most, settled, strangers, usage
+from tests.besieged import SCALE, engine, exchange, forgotten, most, settled, strangers, usage
 from tests.stranger import PHASES
 from tests.transports import Libp2pWorld
 
@@ -29,12 +28,6 @@ UNSHAKEN = ("silent", "half a line", "half a Noise message")  # cheap: no crypto
 SHAKEN = tuple(phase for phase in PHASES if phase not in UNSHAKEN)
 ONCE = ((UNSHAKEN, 100), (SHAKEN, 20))  # all of them together
 EACH = tuple(((phase,), 100 * SCALE) for phase in PHASES)
-
-
-@pytest.fixture(autouse=True)
-def fresh_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines that other tests used up are ours again."""
-    monkeypatch.setattr(faults, "_faults", faults.FaultLog())
 
 
 @pytest.fixture
@@ -66,7 +59,7 @@ async def test_nobody_stays_beyond_a_phases_deadline_and_honest_peers_are_served
     assert max(took) < 5
     assert len(engine(node).tcp.door) == 0
     assert (after.files, after.tasks) == (before.files, before.tasks)
-    assert alive(Link, SwarmConn) == 0, "what is gone is forgotten"
+    assert await forgotten(Link, SwarmConn)
 
 
 async def test_a_flood_from_one_address_ends_its_own_connections_and_no_others(world: Libp2pWorld) -> None:

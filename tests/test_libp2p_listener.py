@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 
-from p2pnode import faults
 from p2pnode.libp2p_listener import Door, Visitor, groups_of, multiaddr_text
 from p2pnode.transport import TransportLimits
 from tests.besieged import engine, exchange, port
@@ -38,12 +37,6 @@ async def world() -> AsyncIterator[Libp2pWorld]:
     made = Libp2pWorld()
     yield made
     await made.close()
-
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(faults, "_faults", faults.FaultLog())
-    return caplog
 
 
 def enter(door: Door, host: str, port: int = 1) -> Visitor:
@@ -118,7 +111,7 @@ def test_when_all_places_are_taken_the_busiest_subnet_loses_its_oldest_guest(clo
     assert door.guests == LIMITS.guests_max
 
 
-def test_an_address_that_had_a_link_takes_precedence(clock: Clock, said: pytest.LogCaptureFixture) -> None:
+def test_an_address_that_had_a_link_takes_precedence(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     door = Door(LIMITS, clock)
     friend = enter(door, "198.51.100.1")
     door.keep(("198.51.100.1", 1))
@@ -131,8 +124,8 @@ def test_an_address_that_had_a_link_takes_precedence(clock: Clock, said: pytest.
     for number in range(20, 29):
         enter(door, f"203.0.{number}.1")
     assert again in door._inside
-    assert 'addr=/ip4/203.0.0.1/tcp/1 reason="others wait, and it has no link"' in said.text
-    assert 'addr=/ip4/203.0.113.1/tcp/1 reason="too many connections"' in said.text
+    assert 'addr=/ip4/203.0.0.1/tcp/1 reason="others wait, and it has no link"' in caplog.text
+    assert 'addr=/ip4/203.0.113.1/tcp/1 reason="too many connections"' in caplog.text
 
 
 def test_one_address_connects_only_so_often(clock: Clock) -> None:
@@ -187,7 +180,7 @@ def test_limits_that_contradict_each_other_are_refused(wrong: dict[str, float]) 
 
 
 async def test_a_process_without_file_descriptors_accepts_again_when_it_has_some(
-    world: Libp2pWorld, said: pytest.LogCaptureFixture
+    world: Libp2pWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     node, honest = await world.node(1), await world.node(2)
     await exchange(honest, node)
@@ -200,12 +193,12 @@ async def test_a_process_without_file_descriptors_accepts_again_when_it_has_some
             sock.setblocking(False)
             assert sock.connect_ex(("127.0.0.1", port(node))) in (0, errno.EINPROGRESS)
         async with asyncio.timeout(10):
-            while "ulimit -n" not in said.text:  # noqa: ASYNC110  (a log has no event)
+            while "ulimit -n" not in caplog.text:  # noqa: ASYNC110  (a log has no event)
                 await asyncio.sleep(0.05)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for sock in waiting:
         sock.close()
     assert await exchange(honest, node) < 5
-    assert said.text.count("ulimit -n") == 1, "one line, not one for every attempt"
+    assert caplog.text.count("ulimit -n") == 1, "one line, not one for every attempt"
     assert engine(node).tcp.door.guests == 0

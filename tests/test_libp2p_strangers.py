@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from p2pnode import faults
 from p2pnode.libp2p_greeting import protocols
 from p2pnode.transport import OpenGate, TransportLimits
 from protocols.events import DialFailed, PeerUp
@@ -30,12 +29,6 @@ class Shut(OpenGate):
 
     def answer(self, peer: PeerId, knock: bytes) -> bytes | None:
         return None
-
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(faults, "_faults", faults.FaultLog())
-    return caplog
 
 
 @pytest.fixture
@@ -73,7 +66,7 @@ async def test_a_stranger_hears_of_libp2p_and_of_nothing_else(world: Libp2pWorld
 
 
 async def test_one_who_knows_the_name_but_is_not_let_in_hears_nothing_more_and_may_not_stay(
-    world: Libp2pWorld, said: pytest.LogCaptureFixture
+    world: Libp2pWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = await world.node(1, SHORT, Shut())
 
@@ -86,18 +79,18 @@ async def test_one_who_knows_the_name_but_is_not_let_in_hears_nothing_more_and_m
     heard = await asyncio.to_thread(greet)
     assert heard == {1: HELLO + line(NAMES[0]), 3: HELLO + line(NAMES[1]), -1: b""}
     assert node.all(PeerUp) == []
-    assert 'reason="not let in"' in said.text
+    assert 'reason="not let in"' in caplog.text
 
 
-async def test_a_name_without_a_hello_is_closed_in_time(world: Libp2pWorld, said: pytest.LogCaptureFixture) -> None:
+async def test_a_name_without_a_hello_is_closed_in_time(world: Libp2pWorld, caplog: pytest.LogCaptureFixture) -> None:
     node = await world.node(1, SHORT, Shut())
     heard = await asks(node, NAMES[0])
     assert heard == {1: HELLO + line(NAMES[0]), -1: b""}
-    assert 'reason="no link in time"' in said.text or 'reason="no hello in time"' in said.text
+    assert 'reason="no link in time"' in caplog.text or 'reason="no hello in time"' in caplog.text
 
 
 async def test_a_stranger_who_comes_again_and_again_is_turned_away_at_the_door(
-    world: Libp2pWorld, said: pytest.LogCaptureFixture
+    world: Libp2pWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = TransportLimits(loopback_capped=True, address_accepts_burst=5, address_accepts_per_s=0.1)
     node, other = await world.node(1, limits, Shut()), await world.node(2, None, OpenGate())
@@ -105,7 +98,7 @@ async def test_a_stranger_who_comes_again_and_again_is_turned_away_at_the_door(
         other.transport.dial(node.peer, node.transport.addresses)
         await other.next(DialFailed, number)
     assert other.all(PeerUp) == []
-    assert said.text.count('reason="connects too often"') == 3
+    assert caplog.text.count('reason="connects too often"') == 3
     assert engine(node).tcp.door.guests <= 5
 
 
