@@ -39,6 +39,7 @@ from p2pnode.libp2p_engine import Engine
 from p2pnode.libp2p_host import circuit_of, connect, disconnect, open_stream
 from p2pnode.libp2p_link import PIECE_BYTES
 from p2pnode.libp2p_patches import SafeHost
+from p2pnode.transport import Rates
 
 HOP = TProtocol("/libp2p/circuit/relay/0.2.0/hop")
 STOP = TProtocol("/libp2p/circuit/relay/0.2.0/stop")
@@ -66,6 +67,7 @@ class RelayLimits:
     circuit_idle_s_max: float = 120.0  # our peers probe each other every few seconds
     circuit_bytes_max: int = 4 * 1024**3  # both ways: 16 models of 256 MiB; go-libp2p's 128 KiB carries none
     circuit_bytes_per_s: float = 4e6  # both ways: 32 Mbit/s of a public node's line a circuit (guess)
+    bytes_per_s: float = 16e6  # all circuits together; where it is less, half of what a person allows a second (guess)
     circuit_burst_s: float = 0.5  # a circuit may run ahead of its rate by so much
     message_s_max: float = 10.0  # a request is whole by then, and an end asked to take a circuit has answered
     dial_backs_max: int = 4  # under way
@@ -131,8 +133,12 @@ class Flow:
 class Relay:
     """The companion that serves. `addresses`: where we are reached, for those who reserve."""
 
-    def __init__(self, engine: Engine, addresses: Callable[[], tuple[str, ...]], limits: RelayLimits | None = None) -> None:
+    def __init__(
+        self, engine: Engine, addresses: Callable[[], tuple[str, ...]], rates: Rates, limits: RelayLimits | None = None
+    ) -> None:
         self.limits = limits or RelayLimits()
+        self._pace = min([self.limits.bytes_per_s, *(rate / 2 for rate in (rates.upload, rates.download) if rate)])
+        self._paid = 0.0  # until when what was passed on fills the pace
         self.bytes_passed_on = 0
         self.circuits = 0
         self._engine, self._addresses = engine, addresses
@@ -272,10 +278,16 @@ class Relay:
                     break
                 await write.write(data)
                 self.bytes_passed_on += len(data)
-                await trio.sleep(wait_s)
+                await trio.sleep(max(wait_s, self._share(len(data))))
         except (*FAULTS, IOException, StreamEOF):
             log.debug("a circuit ends", exc_info=True)
         circuit.cancel()
+
+    def _share(self, size: int) -> float:
+        """Seconds to wait after `size` bytes, for all circuits together."""
+        now = trio.current_time()
+        self._paid = max(now - self.limits.circuit_burst_s, self._paid) + size / self._pace
+        return max(0.0, self._paid - now)
 
     # dial-backs
 

@@ -155,7 +155,7 @@ class Libp2pTransport(Transport):
             self._dht = Dht(engine, self._via, lambda: self.addresses, serves=self._serves)
             engine.companions.append(self._dht)
         if self._serves:
-            self._relay = Relay(engine, lambda: self.addresses)
+            self._relay = Relay(engine, lambda: self.addresses, self._rates)
             engine.companions.append(self._relay)
 
     def _ask_router(self) -> None:

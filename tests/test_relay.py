@@ -22,7 +22,7 @@ from p2pnode import libp2p_nat, libp2p_punch
 from p2pnode.libp2p_host import connect, open_stream
 from p2pnode.libp2p_punch import DCUTR
 from p2pnode.libp2p_relay import AUTONAT, HOP, STOP, RelayLimits, read_message, write_message
-from p2pnode.transport import CIRCUIT, TransportLimits
+from p2pnode.transport import CIRCUIT, Rates, TransportLimits
 from protocols.events import DialFailed, Frame, PeerDown, PeerUp
 from protocols.identity import Identity, peer_text
 from tests.relays import NOWHERE, Relays, ask, circuits, inner, link, until
@@ -309,6 +309,17 @@ async def test_a_circuit_has_a_pace_and_an_end_and_an_idle_one_ends_sooner(world
         downs = len(two.all(PeerDown))
         await link(one, two)
         await two.next(PeerDown, downs + 1, seconds=5)
+
+
+async def test_who_has_a_slow_line_passes_on_at_half_of_it(world: Relays) -> None:
+    relay = await world.add(9, relay=True, rates=Rates(upload=1_000_000))
+    one, two = await world.hidden(1, relay), await world.hidden(2, relay)
+    await link(one, two)
+    began = time.monotonic()
+    for _ in range(4):
+        one.transport.send(two.peer, CHUNK, bulk=True)
+    await two.next(Frame, 4)
+    assert 1.2 < time.monotonic() - began < 6, "1.05 MB at 0.5 MB/s, the first 0.25 MB at once"
 
 
 async def test_no_peer_takes_all_circuits(world: Relays) -> None:
