@@ -10,6 +10,7 @@ The format is the specifications', byte for byte (Yamux, Noise): any libp2p peer
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import sys
@@ -19,7 +20,8 @@ from typing import Any, cast
 import trio
 from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.io.exceptions import IncompleteReadError
+from libp2p.io.exceptions import IncompleteReadError, IOException
+from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -38,6 +40,10 @@ NEAR_S = 0.001  # round trip of a peer in this machine or this building
 NEAR_WINDOW_BYTES = 512 * 1024  # enough for 500 MB/s there; what is under way is what a control frame waits for
 MIN_RTT_AT = 148  # offset of tcpi_min_rtt in Linux's struct tcp_info: microseconds, 32 bits
 GRANT_SHARE = 2  # a reader that has taken half of its window grants it anew (go-yamux; the package does so at each read)
+OWED_BYTES_MAX = 4096  # 341 answers; whoever asks for more without reading them is read no further
+FRAMES_AT_ONCE = 256  # taken without a turn for others: a flood of empty ones must not hold up the loop (1 ms)
+
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 assert _HEADER.size == HEADER_SIZE
@@ -188,6 +194,9 @@ class FastYamux(SafeYamux):
         super().__init__(cast(ISecureConn, session), peer_id, limits)
         self.frame_bytes = LONG_FRAME_BYTES
         self._session = session
+        self._reader: trio.lowlevel.Task | None = None
+        self._owed = b""  # answers of the reader's that nobody has written yet
+        self._paying = False
         session.frames = self._next_header
 
     @property
@@ -208,21 +217,49 @@ class FastYamux(SafeYamux):
         self.frame_bytes = LONG_FRAME_BYTES if trio.current_time() - began < QUICK_S else FRAME_BYTES
 
     async def _write_frame(self, data: bytes) -> None:
+        if trio.lowlevel.current_task() is self._reader and len(self._owed) < OWED_BYTES_MAX:
+            self._owe(data)
+            return
         try:
             self._write_lock.acquire_nowait()
         except trio.WouldBlock:
             await self._write_lock.acquire()
         try:
+            if self._owed:
+                data, self._owed = self._owed + data, b""
             await self._session.write(data)
         finally:
             self._write_lock.release()
 
+    def _owe(self, answer: bytes) -> None:
+        """Have an answer of the reader's go out before anything else, and read on.
+
+        Were reading to wait for writing, and at the other end too, both would wait for ever: with models under way in both
+        directions a ping is enough (`tests/test_libp2p_fast.py`).
+        """
+        self._owed += answer
+        if not self._paying and self._nursery is not None:
+            self._paying = True
+            self._nursery.start_soon(self._pay)
+
+    async def _pay(self) -> None:
+        try:
+            await self._write_frame(b"")
+        except (IOException, RawConnError):
+            log.debug("a connection broke with answers owed")  # who reads it will notice
+        finally:
+            self._paying = False
+
     async def _next_header(self) -> bytes:
         """Carry out frames until one comes that opens, closes or resets a stream, or belongs to none: its header."""
+        taken, self._reader = 0, trio.lowlevel.current_task()
         while True:
+            taken += 1
+            if taken % FRAMES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             header = await self._session.exactly(HEADER_SIZE)
-            _, kind, flags, number, length = _HEADER.unpack(header)
-            stream = None if flags else self.streams.get(number)
+            _, kind, flags, stream_id, length = _HEADER.unpack(header)
+            stream = None if flags else self.streams.get(stream_id)
             if stream is not None and kind == TYPE_DATA:
                 assert isinstance(stream, FastStream)
                 await self._deliver(stream, length)

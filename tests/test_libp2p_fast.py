@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+import struct
+import time
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
+from libp2p.stream_muxer.yamux.yamux import FLAG_ACK, FLAG_SYN, TYPE_DATA, TYPE_PING, YAMUX_HEADER_FORMAT, YamuxStream
 
 from p2pnode.libp2p_bench import stock_host
-from p2pnode.libp2p_fast import LONG_FRAME_BYTES, NEAR_WINDOW_BYTES, RECV_BYTES, FastStream, FastYamux, pull, push
+from p2pnode.libp2p_fast import FRAMES_AT_ONCE, LONG_FRAME_BYTES, NEAR_WINDOW_BYTES, RECV_BYTES, FastStream, FastYamux, pull, push
 from p2pnode.libp2p_patches import FRAME_BYTES
 from tests.test_libp2p_patches import LOOPBACK, address, host, meet, open_stream, run
 
@@ -185,5 +188,73 @@ def test_a_broken_stream_is_said_in_the_words_of_net_stream() -> None:
                 await pull(stream, 1)
             with pytest.raises(StreamError):
                 await push(stream, b"x")
+
+    run(test)
+
+
+def test_a_flood_of_empty_frames_leaves_the_loop_to_others() -> None:
+    async def test() -> None:
+        async with host(1) as one, host(2) as two:
+            two.set_stream_handler(SWALLOW, swallow)
+            connection = await meet(one, two)
+            stream = await open_stream(one, connection, SWALLOW)
+            empty = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.muxed_stream.stream_id, 0)
+            late = []
+
+            async def tick() -> None:
+                while True:
+                    began = time.perf_counter()
+                    await trio.lowlevel.checkpoint()
+                    late.append(time.perf_counter() - began)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tick)
+                for _ in range(20):
+                    await connection.muxed_conn._write_frame(empty * 20_000)
+                await pour(stream)
+                assert await take(stream, 32) == sha256(DATA).digest()
+                nursery.cancel_scope.cancel()
+            assert len(late) > 20 * 20_000 / FRAMES_AT_ONCE / 4, "others had their turns among the frames"
+
+    run(test)
+
+
+def test_who_reads_never_waits_for_who_writes() -> None:
+    """With the package's way, two nodes that send each other models and a ping wait for each other for ever."""
+
+    async def test() -> None:
+        async with host(1) as one, host(2) as two:
+            got, may_write = bytearray(), trio.Event()
+
+            async def read(stream: INetStream) -> None:
+                while True:
+                    got.extend(await stream.read(1000))
+
+            two.set_stream_handler(SWALLOW, read)
+            connection = await meet(one, two)
+            stream = await open_stream(one, connection, SWALLOW)
+            (theirs,) = two.get_network().get_connections(one.get_id())
+            session = theirs.muxed_conn._session
+            write, written = session.write, []
+
+            async def held(data: bytes) -> None:
+                await may_write.wait()
+                written.append(data)
+                await write(data)
+
+            session.write = held
+            for value in range(100):
+                await connection.muxed_conn._write_frame(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, value))
+            await stream.write(DATA[:1000])
+            with trio.fail_after(5):
+                while len(got) < 1000:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert written == []
+            may_write.set()
+            with trio.fail_after(5):
+                while len(b"".join(written)) < 100 * 12:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            answers = [struct.unpack(YAMUX_HEADER_FORMAT, b"".join(written)[at : at + 12]) for at in range(0, 1200, 12)]
+            assert answers == [(0, TYPE_PING, FLAG_ACK, 0, value) for value in range(100)]
 
     run(test)
