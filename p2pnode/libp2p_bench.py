@@ -28,7 +28,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
-from p2pnode.bench.children import Answer, BenchError, Order, carry_out, cpu, say
+from p2pnode.bench.children import MOVE_S_MAX, Answer, BenchError, Order, carry_out, cpu, say
 from p2pnode.bench.payload import Landing, Payload
 
 BULK = TProtocol("/p2pnode-bench/bulk")
@@ -108,7 +108,8 @@ class Reader:
         """Fetch `size` bytes."""
         self._landing.prepare(size)
         used, began = time.process_time(), time.perf_counter()
-        await self._take(size)
+        with trio.fail_after(MOVE_S_MAX):
+            await self._take(size)
         seconds = time.perf_counter() - began
         used = time.process_time() - used
         self._landing.check(digest)

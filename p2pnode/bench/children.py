@@ -18,6 +18,7 @@ from typing import IO, Any
 
 START_S_MAX = 60.0  # for a child to be ready: imports, and a model made and hashed, on a busy machine
 ORDER_S_MAX = 60.0  # for one order: 256 MiB at 5 MB/s
+MOVE_S_MAX = 50.0  # for one move; less than an order has, so that a child outlives nobody
 STOP_S_MAX = 6.0  # for a child to end by itself: a node's clean stop takes 5 s at most
 LINE_BYTES_MAX = 1 << 20
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from p2pnode.bench.children import Answer, BenchError, obey, say
+from p2pnode.bench.children import MOVE_S_MAX, Answer, BenchError, obey, say
 from p2pnode.bench.given_model import GivenModel
 from p2pnode.config import Config
 from p2pnode.libp2p_transport import Libp2pTransport
@@ -28,7 +28,6 @@ from protocols.messages import Ping, Pong, SignedOffer
 from protocols.wire import Type, decode, encode
 
 MEET_S_MAX = 20.0  # for two nodes to take each other as active peers
-MOVE_S_MAX = 50.0  # for one model; less than an order has
 LOOK_S = 0.1  # between two looks at whether the node blames its peer
 PONG_S_MAX = 5.0
 BLOBS_KEPT = 6  # own models on the shelf, and those of the other

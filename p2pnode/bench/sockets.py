@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from p2pnode.bench.children import Answer, BenchError, obey, say
+from p2pnode.bench.children import MOVE_S_MAX, Answer, BenchError, obey, say
 from p2pnode.bench.payload import Landing, Payload
 
 WRITE_BYTES = 1 << 20
@@ -113,7 +113,7 @@ async def fetch(port: int, pem: str) -> None:
         reader.expect(size)
         cpu, began = time.process_time(), time.perf_counter()
         transport.write(size.to_bytes(8, "big"))
-        ended = await reader.done
+        ended = await asyncio.wait_for(reader.done, MOVE_S_MAX)
         cpu = time.process_time() - cpu
         reader.landing.check(digest)
         return {"seconds": ended - began, "cpu": cpu}
