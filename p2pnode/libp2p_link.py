@@ -270,9 +270,12 @@ class Link:
     async def run(self, greeting: bytes, on_frame: Callable[[Link, bytes, Inbox], None]) -> str:
         """Move frames until the link ends; the reason is returned. `greeting` is written before the first control frame."""
         self._greeting = greeting
-        caps = (self._limits.control_frame_bytes_max, self._limits.control_read_s_max), (
-            self._limits.bulk_frame_bytes_max,
-            self._toll.read_s,
+        caps = (
+            (self._limits.control_frame_bytes_max, self._limits.control_read_s_max),
+            (
+                self._limits.bulk_frame_bytes_max,
+                self._toll.read_s,
+            ),
         )
         with self._scope, self._wire.obeyed(self._obey):
             async with trio.open_nursery() as nursery:

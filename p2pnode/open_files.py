@@ -8,7 +8,7 @@ from __future__ import annotations
 from p2pnode.errors import ConfigError
 from p2pnode.transport import TransportLimits
 
-FILES_BESIDE = 64  # log, database, blobs, trainer, control socket: a daemon has about 30 (`p2pnode/doctor/machine.py` sums likewise)
+FILES_BESIDE = 64  # log, database, blobs, trainer, control socket: a daemon has about 30
 SOFT_MAX = 65_536  # some programs make a table of this size
 
 

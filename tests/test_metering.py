@@ -246,9 +246,7 @@ async def test_a_node_that_was_spent_stays_so_after_a_restart(world: World, tmp_
     await records.close()
 
 
-async def test_the_count_is_on_the_disk_within_seconds(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_count_is_on_the_disk_within_seconds(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metering_module, "SAVE_S", 0.05)
     records = await Records.open(tmp_path / "node")
     one, two = await world.pair()
