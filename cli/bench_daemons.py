@@ -25,12 +25,17 @@ from p2pnode.config import Config
 COUNT_MAX = 36  # a node's views hold 35 others
 STARTS_AT_ONCE = 4  # importing torch takes seconds of a processor
 LOOK_S = 0.5
+CALM_S_PER_NODE = 2.0  # after a crowd has met: those who had no room for one another soon ask again once a minute only
 SETTLE_S_MAX = 60.0  # for the first round of training to be over, on a busy machine; the next one is a day away
 
 
 async def measure(count: int, seconds: float, idle_s: float, talk: Callable[[str], None]) -> dict[str, Any]:
-    """Start `count` daemons, give them `seconds` to know each other, watch them rest. Raises BenchError, ConfigError."""
+    """Start `count` daemons, give them `seconds` to know each other, let them calm down, watch them rest.
+
+    Raises BenchError, ConfigError.
+    """
     check_system()
+    calm_s = CALM_S_PER_NODE * count
     with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as folder:
         team = [DemoNode(_config(number, count, Path(folder))) for number in range(count)]
         try:
@@ -40,8 +45,9 @@ async def measure(count: int, seconds: float, idle_s: float, talk: Callable[[str
             start_s = time.monotonic() - began
             talk("waiting until all know all")
             connected_s, known_s = await _meet(team, seconds)
-            talk(f"{idle_s:.0f} s of rest")
             await _settle(team)
+            talk(f"{calm_s:.0f} s to calm down, {idle_s:.0f} s of rest")
+            await asyncio.sleep(calm_s)
             resting = await _rest(team, idle_s)
         except DaemonEnded as error:
             raise BenchError(str(error)) from None
@@ -55,6 +61,7 @@ async def measure(count: int, seconds: float, idle_s: float, talk: Callable[[str
         "start_s": round(start_s, 1),
         "connected_s": round(connected_s, 1),
         "all_known_s": None if known_s is None else round(known_s, 1),
+        "calm_s": calm_s,
         "idle_s": idle_s,
         **resting,
     }
