@@ -87,12 +87,6 @@ class Tree:
         return b"".join(path)
 
 
-def verify_chunk(digest: Digest, size: int, index: int, chunk: Buffer, proof: bytes) -> bool:
-    """Whether `chunk` is piece `index` of the blob of `size` bytes named `digest`. Never raises."""
-    fits = 0 <= index < chunk_count(size) and len(chunk) == chunk_size(size, index)
-    return fits and verify_leaf(digest, size, index, leaf(chunk), proof)
-
-
 def verify_leaf(digest: Digest, size: int, index: int, node: bytes, proof: bytes) -> bool:
     """Whether `node` is leaf hash `index` of the blob of `size` bytes named `digest`. Never raises."""
     width = chunk_count(size)

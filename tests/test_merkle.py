@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.merkle import CHUNK_BYTES, DIGEST_BYTES, Digest, Tree, chunk_count, chunk_size, leaf, leaves, verify_chunk
+from protocols.merkle import CHUNK_BYTES, DIGEST_BYTES, Digest, Tree, chunk_count, chunk_size, leaf, leaves
+from tests.chunks import verify_chunk
 
 SIZES = (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 5 * CHUNK_BYTES + 17)
 

@@ -21,9 +21,10 @@ from p2pnode.folder import KEY_FILE, LOCK_FILE
 from p2pnode.store import MODEL_FILE, PEERS_MAX, SEQUENCE_JUMP, STATE_FILE, Record, Store
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
-from protocols.merkle import CHUNK_BYTES, Digest, Tree, chunk_count, leaves, verify_chunk
+from protocols.merkle import CHUNK_BYTES, Digest, Tree, chunk_count, leaves
 from protocols.messages import Chunk, Contact
 from protocols.wire import decode
+from tests.chunks import verify_chunk
 
 
 @pytest.fixture

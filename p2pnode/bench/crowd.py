@@ -13,7 +13,6 @@ from p2pnode.bench.children import BenchError, Child
 from p2pnode.bench.processes import check_system
 
 COUNT_MAX = 200  # three threads and some ten files each
-IDLE_S = 20.0
 IDLE_CPU_MAX = 0.01  # of a core, for a node that has nothing to do (issue)
 START_S_EACH = 5.0  # for a node to start, on a busy machine
 STOP_S = 30.0

@@ -20,7 +20,6 @@ from p2pnode.bench.children import BenchError, Child
 
 MIB = 1 << 20
 MIB_MAX = 1024  # a plain way keeps its bytes in memory twice, a node three times
-REPEAT_MAX = 100
 OURS, LIBP2P, TLS, TCP = "ours", "libp2p_stream", "tls", "tcp"
 WAYS = {
     OURS: "real nodes: core, driver, Merkle proofs, blob store on disk, SQLite, libp2p transport; the training process alone is "
