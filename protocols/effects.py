@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from protocols.entries import Mark, Proof, Run, Span
 from protocols.identity import PeerId
 from protocols.merkle import Digest
 
@@ -121,6 +122,64 @@ class Revoked:
     secret: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Measure `count` projected gradients, at our steps `first` and on, and add each to the sum at once. Answered by `Probed`."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Add entries to the sum, take others back; those that are in it already, or not, are no work. Answered by `Applied`."""
+
+    add: tuple[Span, ...]
+    retract: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Hash the sum. Answered by `Fingerprinted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Make these durable. Answered by `Logged` with the same `number`; several may be under way, and end in order.
+
+    A run of our own without a signature is one that we are about to sign.
+    """
+
+    number: int
+    runs: tuple[Run, ...]
+    proofs: tuple[Proof, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Make a durable snapshot of the sum as it was at `cut`: without `tail`, all entries above it. Answered by `Compacted`."""
+
+    cut: tuple[Mark, ...]
+    tail: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Runs below `cut` are in a durable snapshot and needn't be kept."""
+
+    cut: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Put the sum of snapshot `digest`, fetched and verified, in the place of ours, durably. Answered by `Adopted`.
+
+    The entries that we have above its cut are applied again afterwards.
+    """
+
+    digest: Digest
+
+
 class Kind(Enum):
     """What a `Report` is about; the driver turns these into log lines and counters."""
 
@@ -131,6 +190,8 @@ class Kind(Enum):
     MERGED = "merged"  # a merge was kept
     MERGE_REFUSED = "merge_refused"  # a merge was done but not kept
     TRANSFER_FAILED = "transfer_failed"  # a model was not fetched from anybody
+    FORKED = "forked"  # an author signed two things of one step; its entries from there on are void
+    DIVERGED = "diverged"  # the same ledger, another state: a bug, or broken hardware, here or there
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +204,7 @@ class Report:
     penalty: float = 0.0
 
 
-Effect = Dial | Hangup | Send | SendBlob | WriteChunk | Discard | Train | Merge | Store | Report | Revoked
+Effect = (
+    Dial | Hangup | Send | SendBlob | WriteChunk | Discard | Train | Merge | Store | Report | Revoked
+    | Probe | Apply | Fingerprint | Log | Compact | Trim | Adopt
+)  # fmt: skip

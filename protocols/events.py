@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from protocols.entries import Mark
 from protocols.identity import PeerId
 from protocols.merkle import Digest
 from protocols.messages import SECRET_BYTES_MAX
@@ -136,7 +137,62 @@ class Metered:
     bulk: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A `Probe` effect is done: our entries from step `first` on (`codes`: a fixed number of bytes each), all in the sum.
+
+    Fewer than asked for when there was a hurry or a gradient was not finite. `loss`: mean of the losses probed (task's unit).
+    """
+
+    first: int
+    codes: bytes
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An `Apply` effect is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprinted:
+    """A `Fingerprint` effect is done: the hash of the sum (16 bytes)."""
+
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """`Log` effect `number` is durable."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """A `Compact` effect is done: the snapshot is blob `digest`, and durable."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """An `Adopt` effect is done: the sum is now that of `cut`; or nothing has changed, and `reason` says why."""
+
+    cut: tuple[Mark, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop or go on probing (`paused`). What is here is still said, spread and applied."""
+
+    paused: bool
+
+
 Event = (
     PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored
     | Join | Reachable | Leave | Revoke | Allow | Metered
+    | Probed | Applied | Fingerprinted | Logged | Compacted | Adopted | Pause
 )  # fmt: skip
