@@ -59,7 +59,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a node has kept of its ledger across a restart. `snapshot`: the blob that `cut` was compacted into and its size, if any.
+    """What a node has kept of its ledger across a restart. `snapshot`: the blob that `cut` was compacted into and its size.
 
     `runs`: all that was logged above the cut, in any order; those of our own without a signature were never said.
     """
