@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pnode.config import ENV_PREFIX, Config, commented_toml
+from p2pnode.config import Config
+from p2pnode.config_files import ENV_PREFIX, commented_toml
 from p2pnode.control import ControlError, NotRunning, ask_async
 from p2pnode.errors import ConfigError
 from p2pnode.folder import prepare_folder

@@ -17,7 +17,8 @@ from cli.argv import joins
 from cli.exit_status import ExitStatus
 from cli.options import AsJson, ConfigFile, DataDir
 from cli.render import Screen
-from p2pnode.config import Config, default_data_dir, load
+from p2pnode.config import Config, default_data_dir
+from p2pnode.config_files import load
 from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import typer
 from cli import inspect
 from cli.options import AsJson, ConfigFile, DataDir
 from cli.render import Screen, duration
-from p2pnode.config import Config, load
+from p2pnode.config import Config
+from p2pnode.config_files import load
 from p2pnode.control import NotRunning, ask
 from p2pnode.errors import ConfigError
 

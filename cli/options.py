@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from p2pnode.config import Config, load, parse
+from p2pnode.config import Config
+from p2pnode.config_files import load, parse
 from p2pnode.errors import ConfigError
 
 DataDir = Annotated[
@@ -64,7 +65,7 @@ Listen = Annotated[
 
 
 def assignments(sets: Sequence[str] | None) -> dict[str, Any]:
-    """`--set` texts as config values. Raises ConfigError; unknown keys are named by `p2pnode.config.load`."""
+    """`--set` texts as config values. Raises ConfigError; unknown keys are named by `p2pnode.config_files.load`."""
     hints = get_type_hints(Config)
     values: dict[str, Any] = {}
     for text in sets or ():

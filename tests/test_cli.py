@@ -19,7 +19,7 @@ import typer
 
 from cli import main, render
 from cli.exit_status import ExitStatus
-from p2pnode.config import load
+from p2pnode.config_files import load
 from p2pnode.control import ControlError, NotRunning
 from p2pnode.errors import ConfigError
 from p2pnode.invitation import Invitation, decode, encode

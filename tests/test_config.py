@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.config import CONFIG_FILE, Config, commented_toml, default_data_dir, load
+from p2pnode.config import Config, default_data_dir
+from p2pnode.config_files import CONFIG_FILE, commented_toml, load
 from p2pnode.errors import ConfigError
 
 PEER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"

@@ -15,7 +15,8 @@ import pytest
 from p2pnode import keyring
 from p2pnode.access import INVITED, JOINING, OPEN, WAITING, Access, Ban, Change, OpenAccess
 from p2pnode.admission import at_rest
-from p2pnode.config import Config, commented_toml
+from p2pnode.config import Config
+from p2pnode.config_files import commented_toml
 from p2pnode.control import NotRunning
 from p2pnode.entry import addresses_of, enter, invite, keep, note_addresses, where
 from p2pnode.errors import ConfigError
