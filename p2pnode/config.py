@@ -25,6 +25,7 @@ T = TypeVar("T")
 TEXT_CHARACTERS_MAX = 256  # longest value of a text key; also the longest multiaddr that peers accept
 LIST_ITEMS_MAX = 64  # longest list; nobody types more bootstraps
 BUDGET_MIN = 10_000_000  # bytes a day: one idle link alone takes 7 MB of probes and shuffles (measured: 77 bytes/s)
+MODELS, SCALARS, BOTH = PROTOCOLS = ("models", "scalars", "both")
 PRESETS: dict[str, Limits] = {"laptop": LAPTOP, "edge": EDGE}
 
 
@@ -92,8 +93,25 @@ class Config:
     budget: str = _key(
         "", "Most that is sent and received in a day (UTC), such as 2 GB. Models stop near its end, all at it. Empty: none."
     )
+    protocol: str = _key(
+        "models",
+        "What nodes exchange: models, scalars (a byte for each projected gradient, for thin links), or both.",
+        choices=PROTOCOLS,
+    )
+    run_entries: int = _key(
+        256,
+        "Scalars: gradients that are signed and sent together. The signature's 64 bytes are shared by them.",
+        low=1,
+        high=4096,
+    )
+    run_s: float = _key(5.0, "Scalars: seconds that a gradient waits for others to be sent with. Guess.", low=0, high=3_600)
+    models_every_s: float = _key(
+        600.0, "Both: least seconds from one round of training and exchange of models to the next. Guess.", low=0, high=86_400
+    )
     merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
-    local_steps: int = _key(20, "Optimizer steps from one offer to peers to the next. Guess.", low=1)
+    local_steps: int = _key(
+        20, "Optimizer steps from one offer to peers to the next; with scalars, gradients measured in a row. Guess.", low=1
+    )
     fan_out: int = _key(2, "Peers that each new model is offered to. Guess.", low=1, high=32)
     merge_inputs_max: int = _key(4, "Models of peers in one merge. Guess.", low=1, high=64)
     cycle_s: float = _key(
@@ -140,6 +158,16 @@ class Config:
         """The limits that the preset names, with more patience for chunks where our own rate is what they wait for."""
         preset = PRESETS[self.limits]
         return replace(preset, chunk_gap_s_max=preset.chunk_gap_s_max + patience_s(self.rates.download, CHUNK_BYTES))
+
+    @property
+    def with_models(self) -> bool:
+        """Whether models are trained and exchanged."""
+        return self.protocol != SCALARS
+
+    @property
+    def with_scalars(self) -> bool:
+        """Whether projected gradients are measured and exchanged."""
+        return self.protocol != MODELS
 
     @property
     def rates(self) -> Rates:

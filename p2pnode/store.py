@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from p2pnode.access import Ban, Change, Known
 from p2pnode.errors import ConfigError
 from p2pnode.folder import FILE_MODE, Lock, fsync_folder, load_seed, prepare_folder
-from protocols.identity import PeerId
+from p2pnode.ledger_store import TABLES, LedgerStore
+from protocols.identity import Identity, PeerId
 from protocols.messages import Contact
 
 STATE_FILE = "state.db"
@@ -82,6 +83,7 @@ class Store:
             self.saved = self._read_saved()
             self._db = self._open()
             self.record = self._read_record()
+            self.ledger = LedgerStore(self._db, folder, Identity(self.seed).peer)
         except BaseException:
             self._lock.release()
             raise
@@ -194,7 +196,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
         self.remarks.append(
-            f"{STATE_FILE} was unreadable and was put aside as {aside.name}; remembered peers and who is banned are lost"
+            f"{STATE_FILE} was unreadable and was put aside as {aside.name}; remembered peers, bans and the ledger are lost"
         )
         return _connect(path)
 
@@ -225,7 +227,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise error
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_TABLES)
+        db.executescript(_TABLES + TABLES)
         db.execute(f"PRAGMA user_version = {STATE_VERSION}")
         db.commit()
         fsync_folder(path.parent)
