@@ -58,6 +58,17 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """What somebody has of one author, named by its tag (8 bytes): `count` entries, `base` of them compacted; `head`: 8 bytes of
+    the hash of them all."""
+
+    tag: bytes
+    base: int
+    count: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Restored:
     """What a node has kept of its ledger across a restart. `snapshot`: the blob that `cut` was compacted into and its size.
 

@@ -1,11 +1,13 @@
 """The elements of a decoded frame, taken one by one, each with its exact type and bounds.
 
-Owns the half of the decoder that is the same for every message: msgpack under caps, then types and lengths; which fields a
-message has is `wire`'s. Raises RemoteError and nothing else, whatever the bytes. Lengths are checked before memory is spent.
+Owns the half of the decoder that is the same for every message: the numbers of types, msgpack under caps, then types and
+lengths; which fields a message has is `wire`'s. Raises RemoteError and nothing else, whatever the bytes. Lengths are checked
+before memory is spent.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import msgpack
@@ -20,6 +22,35 @@ UINT_MAX = (1 << 53) - 1  # exact in every language's numbers
 BODY_FIELDS = 6  # of a signed offer
 REVOCATIONS_MAX = 8  # in one frame: 1.8 KB
 PENALTY_MALFORMED = 40.0  # bytes that no honest program sends: three strikes
+
+
+class Type(IntEnum):
+    """The second byte of every frame. Numbers are never reused."""
+
+    HELLO = 1
+    BYE = 2
+    FORWARD_JOIN = 3
+    NEIGHBOUR = 4
+    NEIGHBOUR_REPLY = 5
+    SHUFFLE = 6
+    PING = 7
+    PONG = 8
+    OFFER = 9
+    WANT = 10
+    GONE = 11
+    CHUNK = 12
+    REVOCATIONS = 13
+    REVOCATIONS_KNOWN = 14
+    HAVE = 15
+    STANDING = 16
+    VECTOR = 17
+    ASK = 18
+    RUNS = 19
+    PRUNE = 20
+    EQUIVOCATION = 21
+    FLOOR = 22
+    SNAPSHOT_ASK = 23
+    SNAPSHOT_OFFER = 24
 
 
 def malformed(reason: str) -> RemoteError:

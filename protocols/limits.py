@@ -83,6 +83,38 @@ class Limits:
     late_fetches_max: int = 256  # fetches given up whose last chunks may still come
     models_ready_max: int = 8  # fetched and waiting for the next merge
 
+    # shared-seed mode: the ledger
+    run_entries_max: int = 1024  # signed together: four bytes each at most, so that a proof of two runs fits into a frame
+    ledger_authors_max: int = 4096  # whose entries are kept; twelve times a swarm whose rows fit into one vector's part
+    ledger_bytes_max: int = 64 << 20  # of runs held above the cut; at that, a node compacts alone (weeks of one node's entries)
+    proofs_max: int = 256  # authors whose equivocation is remembered; each proof is a few hundred bytes
+    entries_per_s_max: float = 1000.0  # of one author: a small model probes a few hundred times a second
+    entries_burst_max: float = 1 << 20  # and so many at once, after a long absence (guess: weeks at one a second)
+
+    # shared-seed mode: spreading
+    standing_s: float = 10.0  # a peer is told so often what our ledger's digest is, when it has changed
+    vector_s: float = 30.0  # and so often what we have of each author, when digests differ; sooner where entries pay for it
+    vector_share: float = 0.125  # of the bytes of entries on a link: what vectors may cost beyond that
+    ask_items_max: int = 64  # authors asked for at once: others are asked of other peers meanwhile (guess)
+    answer_frames_max: int = 16  # frames of runs in answer to one question: 190 KB; a driver queues 256
+    ask_patience_s: float = 2.0  # without a frame of the answer; doubled for each that stays away (guess)
+    asks_per_s_max: float = 20.0  # answered on one link; we ask half as often at most
+    asks_burst_max: float = 40.0
+    pushes_per_s_max: float = 40.0  # frames of news to one peer, under half of frames_per_s_max; the rest it asks for
+    pushes_burst_max: float = 200.0
+    lag_entries_max: int = 4096  # a node that lacks more than this listens before it probes (guess: a few rounds of a swarm)
+    lag_s_max: float = 60.0  # but not for longer (guess)
+    fingerprint_s: float = 60.0  # the sum is hashed so often: a pass over it, so far below a thousandth of the time
+
+    # shared-seed mode: cuts and snapshots
+    cut_entries_min: int = 1 << 16  # entries above the cut that are worth a new one: what a newcomer has to apply at most, about
+    away_s_max: float = 3600.0  # an author silent for longer doesn't hold the cut back, and returns by snapshot (guess)
+    floor_s: float = 5.0  # between two words on the floor to the same peer (guess)
+    floor_rows_max: int = 320  # authors in a floor; those with most to compact
+    floor_tags_max: int = 512  # contributors in a floor; more authors than that can't agree on a cut
+    snapshot_wait_s: float = 5.0  # for offers of snapshots, before the one that most peers have is taken
+    snapshot_fetch_s_max: float = 3600.0  # for fetching one
+
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) <= 0:
@@ -98,6 +130,10 @@ class Limits:
         contact_bytes = 40 + self.addresses_max * (self.address_bytes_max + 3)
         if (1 + self.shuffle_active_max + self.shuffle_passive_max) * contact_bytes > self.frame_bytes_max:
             raise ValueError("a full shuffle does not fit into frame_bytes_max")
+        if 2 * (4 * self.run_entries_max + 110) > self.frame_bytes_max:
+            raise ValueError("a proof of two runs of run_entries_max does not fit into frame_bytes_max")
+        if 22 * self.floor_rows_max + 8 * self.floor_tags_max + 16 > self.frame_bytes_max:
+            raise ValueError("a full floor does not fit into frame_bytes_max")
 
 
 LAPTOP = Limits()
@@ -115,4 +151,5 @@ EDGE = replace(
     fetch_bytes_max=128 << 20,
     window_chunks=4,
     serve_models_max=4,
+    ledger_bytes_max=16 << 20,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from protocols.entries import Proof, Row, Run
 from protocols.identity import PeerId
 from protocols.merkle import Buffer, Digest
 
@@ -167,6 +168,106 @@ class RevocationsKnown:
     digest: bytes
 
 
+# --- shared-seed mode -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a ledger stands: its digest (16 bytes) and how many entries it has, and a digest of the proofs known (8 bytes).
+
+    `printed`, `state`: the ledger's digest when the sum was last hashed, and that hash (16 bytes each; zeros: never).
+    `graft`: push me everybody's runs again.
+    """
+
+    ledger: bytes
+    entries: int
+    proofs: bytes
+    printed: bytes
+    state: bytes
+    graft: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A part of what the sender has of each author. `more`: parts follow. `answer`: only where it is ahead of you."""
+
+    rows: tuple[Row, ...]
+    more: bool
+    answer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send me runs of these authors (tags), each from a step on."""
+
+    wants: tuple[tuple[bytes, int], ...]
+
+
+class Part(IntEnum):
+    """What a frame of runs is."""
+
+    NEWS = 0  # pushed
+    ANSWER = 1  # asked for, and more is coming
+    END = 2  # the last of an answer, which holds all that there was
+    FULL = 3  # the last of an answer that could have been longer: ask again
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs, of any authors."""
+
+    runs: tuple[Run, ...]
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """I have this author's (tag) runs from others sooner: push me no more of them."""
+
+    tag: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """An author has said two things of one step."""
+
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in an author's log: its tag, a number of entries and the head of the log there (8 bytes)."""
+
+    tag: bytes
+    count: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What all `contributors` (tags) have, in this epoch; authors that aren't named have no entry that all of them have."""
+
+    epoch: int
+    contributors: tuple[bytes, ...]
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAsk:
+    """Which snapshot do you serve?"""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """A snapshot of a cut below which are `entries` entries: blob `digest` of `size` bytes."""
+
+    digest: Digest
+    size: int
+    entries: int
+
+
+ScalarMessage = Standing | Vector | Ask | Runs | Prune | Equivocation | Floor | SnapshotAsk | SnapshotOffer
+
 Message = (
     Hello
     | Bye
@@ -183,4 +284,5 @@ Message = (
     | Chunk
     | Revocations
     | RevocationsKnown
+    | ScalarMessage
 )

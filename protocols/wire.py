@@ -1,7 +1,8 @@
 """Bytes ⇄ messages. The only decoder in the project.
 
 A control frame is: version (1 byte), type (1 byte), one msgpack array whose length and element types the type fixes. A chunk
-frame is: version, type, a fixed binary header, the proof, the raw piece of the blob (no copy, no msgpack). Arrays, never maps
+frame is: version, type, a fixed binary header, the proof, the raw piece of the blob (no copy, no msgpack). The frames of the
+shared-seed mode are binary too (`scalar_frames`). Arrays, never maps
 (duplicate keys), every length capped before anything is allocated, types checked exactly (a bool is no int), trailing bytes
 refused. Signatures are checked over the bytes that were received.
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any
 
 import msgpack
@@ -24,6 +24,7 @@ from protocols.fields import (
     BODY_FIELDS,
     PENALTY_MALFORMED,
     Fields,
+    Type,
     malformed,
     unpack,
 )
@@ -48,10 +49,15 @@ from protocols.messages import (
     Revocation,
     Revocations,
     RevocationsKnown,
+    ScalarMessage,
     Shuffle,
     SignedOffer,
     Want,
 )
+from protocols.scalar_frames import READERS as SCALAR_READERS
+from protocols.scalar_frames import body as scalar_body
+
+__all__ = ["Type"]
 
 VERSION = 1
 SWARM_BYTES = 16
@@ -66,26 +72,6 @@ OFFER_CONTEXT = b"p2pnode/1 offer\x00"
 REVOCATION_CONTEXT = b"p2pnode/1 revocation\x00"
 
 
-class Type(IntEnum):
-    """The second byte of every frame. Numbers are never reused."""
-
-    HELLO = 1
-    BYE = 2
-    FORWARD_JOIN = 3
-    NEIGHBOUR = 4
-    NEIGHBOUR_REPLY = 5
-    SHUFFLE = 6
-    PING = 7
-    PONG = 8
-    OFFER = 9
-    WANT = 10
-    GONE = 11
-    CHUNK = 12
-    REVOCATIONS = 13
-    REVOCATIONS_KNOWN = 14
-    HAVE = 15
-
-
 _CHUNK_HEADER = struct.Struct(">32sIB")  # digest, index, hashes in the proof
 CHUNK_OVERHEAD_BYTES_MAX = 2 + _CHUNK_HEADER.size + PROOF_HASHES_MAX * DIGEST_BYTES
 CHUNK_FRAME_BYTES_MAX = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES_MAX
@@ -94,11 +80,17 @@ CHUNK_FRAME_BYTES_MAX = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES_MAX
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
+_Plain = (
+    Hello | Bye | ForwardJoin | Neighbour | NeighbourReply | Shuffle | Ping | Pong | SignedOffer | Want | Gone | Have
+    | Revocations | RevocationsKnown
+)  # fmt: skip
+
+
 def _contact_fields(contact: Contact) -> list[object]:
     return [contact.peer, list(contact.addresses)]
 
 
-def _fields(message: Message) -> tuple[Type, list[Any]]:
+def _fields(message: _Plain) -> tuple[Type, list[Any]]:
     match message:
         case Hello(swarm, schema, addresses):
             return Type.HELLO, [swarm, schema, list(addresses)]
@@ -128,14 +120,15 @@ def _fields(message: Message) -> tuple[Type, list[Any]]:
             return Type.REVOCATIONS, [[[one.victim, one.by, one.secret, one.signature] for one in statements]]
         case RevocationsKnown(digest):
             return Type.REVOCATIONS_KNOWN, [digest]
-        case Chunk():
-            raise AssertionError("chunks are encoded by encode_chunk")
 
 
 def encode(message: Message) -> bytes:
     """The frame of a message."""
     if isinstance(message, Chunk):
         return encode_chunk(message)
+    if isinstance(message, ScalarMessage):
+        kind, body = scalar_body(message)
+        return bytes((VERSION, kind)) + body
     kind, fields = _fields(message)
     return bytes((VERSION, kind)) + bytes(msgpack.packb(fields, use_bin_type=True))
 
@@ -286,9 +279,12 @@ def decode(frame: bytes, limits: Limits) -> Message:
         raise kind(f"it speaks version {frame[0]} of the protocol, this is version {VERSION}", PENALTY_MALFORMED)
     if frame[1] == Type.CHUNK:
         return _chunk(memoryview(frame))
-    reader = _READERS.get(frame[1])
-    if reader is None:
+    reader, scalar = _READERS.get(frame[1]), SCALAR_READERS.get(frame[1])
+    if reader is None and scalar is None:
         raise malformed(f"frame of unknown type {frame[1]}")
     if len(frame) > limits.frame_bytes_max:
         raise malformed(f"control frame of {len(frame)} bytes")
+    if scalar is not None:
+        return scalar(frame[2:], limits)
+    assert reader is not None, "one of the two"
     return reader(unpack(memoryview(frame)[2:], limits), limits)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ KEY, SWARM = bytes(32), bytes(16)
 CONTACT = [KEY, ["/ip4/1.2.3.4/tcp/1"]]
 STATEMENT = [KEY, KEY, b"secret", bytes(SIGNATURE_BYTES)]
 BODY = msgpack.packb([KEY, 1, 2, 3, KEY, 4])
+RUN, OFFER = struct.Struct(">32sHIHH"), struct.Struct(">32sQQ")  # as in protocols.scalar_frames
+_RUN_ENDS = (3 + 106 + 1, 3 + 2 * 106 + 1 + 2)  # of the golden frame of three: shorter by whole runs it is another message
 
 # A good array of each type, and what kind of value stands in each field.
 GOOD: dict[Type, tuple[list[Any], list[str]]] = {
@@ -172,9 +175,46 @@ def _revocations() -> Iterator[tuple[str, bytes]]:
         yield f"digest of revocations of {size}", packed(Type.REVOCATIONS_KNOWN, [bytes(size)])
 
 
+def _scalars() -> Iterator[tuple[str, bytes]]:
+    whole_after = {"vector": (3, 28), "ask 255": (2, 14), "floor": (34, 22)}  # shorter by whole items it is another message
+    for name in ("standing", "vector", "ask 255", "runs", "prune", "equivocation", "floor", "snapshot offer"):
+        whole = encode(frames()[name])
+        start, item = whole_after.get(name, (len(whole), 1))
+        for length in range(2, len(whole)):
+            means_something = length >= start and (length - start) % item == 0 and (name, length) != ("ask 255", start)
+            if not means_something and (name != "runs" or length not in _RUN_ENDS):
+                yield f"{name} truncated to {length}", whole[:length]
+        yield f"{name} with trailing byte", whole + b"\x00"
+    yield "question for a snapshot with a byte", frame(Type.SNAPSHOT_ASK, b"\x00")
+    yield "standing with flag 2", encode(frames()["standing"])[:-1] + b"\x02"
+    for kind, flags in ((Type.VECTOR, 4), (Type.RUNS, 4), (Type.VECTOR, 255)):
+        yield f"{kind.name} with flags {flags}", frame(kind, bytes((flags,)))
+    for part in (0, 1):
+        yield f"no runs as part {part}", frame(Type.RUNS, bytes((part,)))
+    yield "vector of 401", frame(Type.VECTOR, bytes(1 + 401 * 28))
+    yield "vector with a base above its count", frame(Type.VECTOR, bytes(14) + b"\x01" + bytes(14))
+    yield "question for 65 authors", frame(Type.ASK, bytes(65 * 14))
+    yield from _wrong_runs()
+    for count, size in ((0, 0), (1, 0), (1, 7), (513, 513 * 8), (65_535, 24), (1, 8 + 321 * 22)):
+        yield f"floor of {count} in {size} bytes", frame(Type.FLOOR, bytes(6) + count.to_bytes(2, "big") + bytes(size))
+    for size, entries in ((0, 1), (UINT_MAX + 1, 1), (1, UINT_MAX + 1), ((1 << 64) - 1, 0)):
+        yield f"snapshot of {size} bytes and {entries} entries", frame(Type.SNAPSHOT_OFFER, OFFER.pack(KEY, size, entries))
+
+
+def _wrong_runs() -> Iterator[tuple[str, bytes]]:
+    wrong = {
+        "of no entries": (0, 0, 0, 1), "of 1025 entries": (0, 0, 1025, 1), "at the end": (0xFFFF, 0xFFFFFFFF, 1, 1),
+        "without a payload": (0, 0, 1, 0), "of five bytes an entry": (0, 0, 1, 5), "past its frame": (0, 0, 1024, 4096),
+    }  # fmt: skip
+    good = RUN.pack(KEY, 0, 0, 1, 1) + bytes(65)
+    for name, fields in wrong.items():
+        yield f"run {name}", frame(Type.RUNS, b"\x00" + RUN.pack(KEY, *fields) + bytes(69))
+        yield f"proof with a run {name}", frame(Type.EQUIVOCATION, good + RUN.pack(KEY, *fields) + bytes(69))
+
+
 def malformed() -> dict[str, bytes]:
     """Frames by name, none of which is a message."""
-    parts = (_headers(), _truncated(), _field_by_field(), _lies(), _values(), _offers(), _chunks(), _revocations())
+    parts = (_headers(), _truncated(), _field_by_field(), _lies(), _values(), _offers(), _chunks(), _revocations(), _scalars())
     return {name: data for part in parts for name, data in part}
 
 
@@ -205,6 +245,10 @@ def heaviest() -> dict[str, bytes]:
         ):
             for kind in (Type.SHUFFLE, Type.CHUNK):
                 found[f"{size} of {name} as {kind.name}"] = frame(kind, (one * size)[: size - 2])
+    found["vector of the most rows"] = frame(Type.VECTOR, bytes(1 + 400 * 28))
+    found["runs of one entry"] = frame(Type.RUNS, b"\x00" + (RUN.pack(KEY, 0, 0, 1, 1) + bytes(65)) * 114)
+    found["floor of the most places"] = frame(Type.FLOOR, bytes(6) + b"\x02\x00" + bytes(512 * 8 + 320 * 22))
+    found["question for the most authors"] = frame(Type.ASK, bytes(64 * 14))
     return found
 
 
@@ -213,7 +257,8 @@ def hostile() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     good = {name: encode(message) for name, message in frames().items()}
     plain = ("hello", "shuffle empty", "offer 1", "want 1", "reply yes", "chunk with proof", "goodbye 3")
-    for name in (*plain, "revocation", "revocations known"):
+    scalars = ("standing", "vector", "ask 255", "runs", "prune", "equivocation", "floor", "snapshot ask", "snapshot offer")
+    for name in (*plain, "revocation", "revocations known", *scalars):
         for bit in range(8 * len(good[name])):
             flipped = bytearray(good[name])
             flipped[bit // 8] ^= 1 << bit % 8

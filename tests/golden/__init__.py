@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protocols.entries import Proof, Row, Run
 from protocols.fields import REVOCATIONS_MAX, UINT_MAX
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import Digest
 from protocols.messages import (
     SECRET_BYTES_MAX,
+    Ask,
     Bye,
     Chunk,
     Contact,
+    Equivocation,
+    Floor,
     ForwardJoin,
     Gone,
     Goodbye,
@@ -25,11 +29,19 @@ from protocols.messages import (
     Neighbour,
     NeighbourReply,
     Offer,
+    Part,
     Ping,
+    Place,
     Pong,
+    Prune,
     Revocations,
     RevocationsKnown,
+    Runs,
     Shuffle,
+    SnapshotAsk,
+    SnapshotOffer,
+    Standing,
+    Vector,
     Want,
 )
 from protocols.wire import HOPS_MAX, INDEX_MAX, encode, sign_offer, sign_revocation
@@ -84,6 +96,35 @@ def frames() -> dict[str, Message]:
     named["revocations full"] = Revocations((longest,) * REVOCATIONS_MAX)
     named["have"] = Have(DIGEST)
     named["revocations known"] = RevocationsKnown(bytes(range(16)))
+    return named | _scalars()
+
+
+def _scalars() -> dict[str, Message]:
+    """Every type of message of the shared-seed mode."""
+    tags = tuple(bytes([i]) * 8 for i in range(1, 4))
+    half, last = bytes(range(16)), (1 << 48) - 1
+    runs = tuple(Run(PeerId(bytes([i]) * 32), 1000 * i, i, bytes(range(i)), bytes([255 - i]) * 64) for i in range(1, 4))
+    rows = (Row(tags[0], 0, 0, bytes(8)), Row(tags[1], 256, 300, tags[2]), Row(tags[2], last, last, tags[0]))
+    named: dict[str, Message] = {
+        "standing": Standing(half, 7, tags[0], half[::-1], half[:8] * 2, graft=True),
+        "standing at the end": Standing(bytes(16), last, bytes(8), bytes(16), bytes(16), graft=False),
+        "vector": Vector(rows, more=True, answer=False),
+        "vector of nothing": Vector((), more=False, answer=True),
+        "prune": Prune(tags[0]),
+        "equivocation": Equivocation(Proof(runs[1], runs[2])),
+        "floor": Floor(1, tags, (Place(tags[0], 256, tags[1]), Place(tags[1], last, tags[2]))),
+        "floor of nothing": Floor(last, tags[:1], ()),
+        "snapshot ask": SnapshotAsk(),
+        "snapshot offer": SnapshotOffer(DIGEST, 1, 0),
+        "snapshot offer largest": SnapshotOffer(DIGEST, UINT_MAX, UINT_MAX),
+        "run largest": Runs((Run(PEER, last - 1024, 1024, bytes(4096), bytes(64)),), Part.NEWS),
+        "runs": Runs(runs, Part.NEWS),
+        "runs, and more": Runs(runs[:1], Part.ANSWER),
+        "no runs": Runs((), Part.END),
+        "runs, full": Runs(runs[1:], Part.FULL),
+    }
+    for value in (0, 1, 255, 256, (1 << 32) - 1, 1 << 32, last):
+        named[f"ask {value}"] = Ask(tuple((tag, value) for tag in tags))
     return named
 
 
