@@ -20,22 +20,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from p2pnode.access import Access, Ban, OpenAccess
 from p2pnode.admission import Admission, turned_away
 from p2pnode.config import Config
 from p2pnode.discovery import Given
 from p2pnode.entry import addresses_of
 from p2pnode.errors import ConfigError
+from p2pnode.hands import Hands
 from p2pnode.listening import TransportFactory
 from p2pnode.parts import Factories, Hooks, Parts, assemble
-from p2pnode.report import Audience, NodeReport, live_status, log_report, report_of
-from p2pnode.store import MODEL_FILE, Record
+from p2pnode.report import Audience, NodeReport, live_status, report_of
+from p2pnode.store import MODEL_FILE
 from p2pnode.task import TaskFunction, spec_of
 from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import NOT_LET_IN
 from protocols import effects as fx
 from protocols.core import Snapshot
-from protocols.events import DialFailed, Event, Frame, Join, Leave, PeerDown, PeerUp, Stored, Tick
+from protocols.events import DialFailed, Event, Frame, Join, Leave, PeerDown, PeerUp, Tick
 from protocols.identity import PeerId, peer_text
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Node:
         self._given = Given(())
         self._stack = AsyncExitStack()
         self._parts: Parts | None = None
+        self._hands: Hands | None = None
         self._early: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -78,7 +79,6 @@ class Node:
         self._audience = Audience()
         self._began = time.monotonic()
         self._last: dict[str, Any] = {}  # the final status
-        self._blobs_state = "ok"
         self._turned_away = False  # and it was said
         self._errors = 0  # exceptions that should not have been
 
@@ -104,6 +104,7 @@ class Node:
             await self._stack.aclose()
             raise
         self._parts = parts
+        self._hands = Hands(parts, self._links, self._feed, self._spawn)
         self.config = parts.config
         self.state = "running"
         for remark in parts.records.store.remarks:
@@ -125,7 +126,7 @@ class Node:
             await self._part_politely(self._running)
         finally:
             self._last = {**self.status(), "state": "stopped"}
-            self._parts = None
+            self._parts = self._hands = None
             if self._timer is not None:
                 self._timer.cancel()
             await self._end_tasks()
@@ -168,8 +169,8 @@ class Node:
 
     def _feed(self, event: Event) -> None:
         """Tell the core, do what it says, set its timer. Never called by what it calls."""
-        parts = self._parts
-        if parts is None:
+        parts, hands = self._parts, self._hands
+        if parts is None or hands is None:
             return
         match event:
             case PeerUp(peer, address):
@@ -187,7 +188,7 @@ class Node:
             log.exception("the core failed on %s", type(event).__name__)
         for effect in wanted:
             try:
-                self._carry_out(effect, parts)
+                hands.carry_out(effect)
             except Exception:
                 self._errors += 1
                 log.exception("%s failed", type(effect).__name__)
@@ -215,47 +216,6 @@ class Node:
             self._feed(Tick())
         else:
             self._set_timer(parts)
-
-    def _carry_out(self, effect: fx.Effect, parts: Parts) -> None:
-        match effect:
-            case fx.Send(peer, data):
-                parts.transport.send(peer, data)
-            case fx.SendBlob():
-                parts.uploads.add(effect)
-            case fx.WriteChunk(digest, size, offset, data, leaf):
-                self._try_blobs(lambda: parts.blobs.write(digest, size, offset, data, leaf))
-            case fx.Discard(digest):
-                self._try_blobs(lambda: parts.blobs.discard(digest))
-            case fx.Dial(target, addresses):
-                parts.transport.dial(target, addresses)
-            case fx.Hangup(peer, reason):
-                parts.uploads.forget(peer)
-                parts.transport.hangup(peer, reason)
-            case fx.Train() | fx.Merge():
-                parts.jobs.put(effect)
-            case fx.Store(sequence, age, steps, digest):
-                record = Record(sequence, age, steps, digest)
-                self._spawn(parts.records.keep(record, lambda: self._feed(Stored(sequence))))
-            case fx.Revoked():
-                self._on_revoked(effect, parts.access)
-            case fx.Report():
-                log_report(effect, self._links.get(effect.peer, "-") if effect.peer else "-")
-
-    def _on_revoked(self, revoked: fx.Revoked, access: Access | OpenAccess) -> None:
-        """A member has shut a peer out of the swarm. In an open one only the core minds."""
-        log.warning("peer %s was shut out of the swarm by member %s", peer_text(revoked.peer), peer_text(revoked.by))
-        if isinstance(access, Access):
-            access.revoked(Ban(revoked.peer, revoked.by, revoked.secret))
-
-    def _try_blobs(self, change: Callable[[], None]) -> None:
-        """A piece that can't be written is one model that can't be merged; the next one may."""
-        try:
-            change()
-            self._blobs_state = "ok"
-        except OSError as error:
-            if self._blobs_state == "ok":
-                log.error("models of peers can't be kept: %s", error)
-            self._blobs_state = f"failing: {error}"
 
     # --- small things ---------------------------------------------------------------------------------------------------
 
@@ -359,7 +319,7 @@ class Node:
             "uptime_s": round(time.monotonic() - self._began, 3),
             "errors": self._errors,
         }
-        if self._parts is not None:
+        if self._parts is not None and self._hands is not None:
             document |= live_status(self._parts)
-            document["store"]["blobs"] = self._blobs_state
+            document["store"]["blobs"] = self._hands.blobs_state
         return document
