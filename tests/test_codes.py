@@ -91,7 +91,7 @@ def test_both_signs_weigh_the_same_and_large_gradients_are_clipped(code: Code) -
     ],
 )
 def test_nonsense_is_refused(name: str, payload: bytes, count: int) -> None:
-    with pytest.raises(ValueError, match="entries of|doesn't have|beyond the last|isn't finite|with a sign"):
+    with pytest.raises(ValueError, match=r"entries of|doesn't have|beyond the last|isn't finite|with a sign"):
         code_named(name).unpack(payload, count)
 
 
