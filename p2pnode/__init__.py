@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
     from p2pnode.node import Node
     from p2pnode.task import Shard, Task
+    from protocols.recipe import Recipe
 
-__all__ = ["Config", "ConfigError", "MemoryNetwork", "MemoryTransport", "Node", "Shard", "Task"]
+__all__ = ["Config", "ConfigError", "MemoryNetwork", "MemoryTransport", "Node", "Recipe", "Shard", "Task"]
 
 _HOMES = {
     "Config": "p2pnode.config",
@@ -24,6 +25,7 @@ _HOMES = {
     "MemoryNetwork": "p2pnode.memory_transport",  # nodes in one process without a socket: for tests of what embeds us
     "MemoryTransport": "p2pnode.memory_transport",
     "Node": "p2pnode.node",
+    "Recipe": "protocols.recipe",
     "Shard": "p2pnode.task",
     "Task": "p2pnode.task",
 }

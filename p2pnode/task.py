@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 
 from p2pnode.errors import ConfigError
 from p2pnode.tasks.partition import Indices, partition
+from protocols.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,7 +91,7 @@ class Task:
     `train_data` and `test_data`: a tuple (inputs, targets) of tensors whose first dimension counts samples, or a map-style
     Dataset of such pairs. `loss(outputs, targets)` is a mean over the batch. `optimizer(parameters)` makes an optimizer.
     `metric(outputs, targets)` is a number averaged over the test data; None means accuracy by argmax where targets are
-    integers.
+    integers. `scalars`: how it learns in shared-seed mode; None: it can't, since no step sizes fit all tasks.
     """
 
     model: nn.Module
@@ -100,6 +101,7 @@ class Task:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     batch_size: int = 32
     metric: Callable[[Tensor, Tensor], Tensor | float] | None = None
+    scalars: Recipe | None = None
 
 
 def load_task(spec: str | TaskFunction) -> TaskFunction:
@@ -142,8 +144,8 @@ def spec_of(task: str | TaskFunction) -> str:
     return f"{where}:{name}"
 
 
-def make(spec: str | TaskFunction, shard: Shard, init_seed: int | None) -> Task:
-    """Call the task's function for `shard` and check what it returns.
+def make(spec: str | TaskFunction, shard: Shard, init_seed: int | None, first_order: bool = True) -> Task:
+    """Call the task's function for `shard` and check what it returns; its optimizer only if `first_order`, as it takes seconds.
 
     Nodes that share `init_seed` start from the same parameters, if the function draws them from torch's generator as layers do;
     None gives each shard parameters of its own. torch's global generator is left as it was. Raises ConfigError, one sentence.
@@ -164,7 +166,7 @@ def make(spec: str | TaskFunction, shard: Shard, init_seed: int | None) -> Task:
             raise
         except Exception as error:
             raise ConfigError(f"task '{name}' failed {place_of(error)}; correct it and start again.") from error
-        return validate(name, task)
+        return validate(name, task, first_order)
 
 
 def place_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from p2pnode.task import Shard, Task
+from protocols.recipe import Recipe
 
 
 def make_task(shard: Shard) -> Task:
@@ -44,6 +45,7 @@ def _task(shard: Shard, width: int, rate: float = 0.05) -> Task:
         test_data=(points[600:], labels[600:]),
         loss=nn.functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, rate),
+        scalars=Recipe(lr=rate, epsilon=1e-3, scale=4.0),
     )
 
 

@@ -18,7 +18,9 @@ from torch.utils.data import TensorDataset
 from p2pnode.errors import ConfigError
 from p2pnode.task import Shard, Task, load_task, make, spec_of
 from p2pnode.tasks.partition import SHARD_SAMPLES_MIN, partition
+from protocols.recipe import Recipe
 
+RECIPE = Recipe(lr=1e-2, epsilon=1e-3, scale=4.0)
 DIGIT_LABELS = np.arange(1437) % 10
 
 
@@ -203,12 +205,24 @@ class WithMask(nn.Linear):
         ({"optimizer": lambda p: torch.optim.SGD(p, -1.0)}, "optimizer failed .*ValueError"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"metric": 3}, "metric is int"),
+        ({"scalars": {"lr": 0.1}}, "scalars is dict; give a p2pnode.Recipe"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as error:
         make(lambda shard: a_task(**changes), Shard(), 0)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_can_not_work_is_the_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="lr 1e-12 times scale 1 is less than half of the sum's unit"):
+        make(lambda shard: a_task(scalars=Recipe(lr=1e-12, epsilon=1e-3, scale=1)), Shard(), 0)
+
+
+def test_a_task_for_shared_seeds_needs_no_optimizer() -> None:
+    """Making one takes seconds: torch loads half of its compiler."""
+    task = make(lambda shard: a_task(optimizer=lambda p: None, scalars=RECIPE), Shard(), 0, first_order=False)
+    assert task.scalars == RECIPE
 
 
 def test_tasks_of_many_kinds_are_taken() -> None:

@@ -17,12 +17,13 @@ from p2pnode.errors import ConfigError
 from p2pnode.task import Task, place_of
 from p2pnode.tasks.samples import Samples
 from protocols import tensors
+from protocols.recipe import Recipe
 
 TRIED_SAMPLES = 2  # enough for a layer that wants a batch; the cost of a start is not the place for more
 
 
-def validate(name: str, task: Any) -> Task:
-    """`task` itself when it can be trained. Raises ConfigError with one sentence that names the task and the field."""
+def validate(name: str, task: Any, first_order: bool) -> Task:
+    """`task` itself when it can be trained, by its optimizer if `first_order`. Raises ConfigError with one sentence that names the task and the field."""
     if not isinstance(task, Task):
         raise ConfigError(f"task '{name}' returned {type(task).__name__}; return a p2pnode.Task.")
     if not isinstance(task.model, nn.Module):
@@ -34,9 +35,11 @@ def validate(name: str, task: Any) -> Task:
             raise ConfigError(f"task '{name}': {field} is {type(getattr(task, field)).__name__}; give a function.")
     if task.metric is not None and not callable(task.metric):
         raise ConfigError(f"task '{name}': metric is {type(task.metric).__name__}; give a function or None.")
+    if task.scalars is not None and not isinstance(task.scalars, Recipe):
+        raise ConfigError(f"task '{name}': scalars is {type(task.scalars).__name__}; give a p2pnode.Recipe or None.")
     for field in ("train_data", "test_data"):
         _check_data(name, field, getattr(task, field))
-    _try_once(name, task)
+    _try_once(name, task, first_order)
     try:
         tensors.check(tensors.schema_of(task.model), tensors.state_of(task.model))
     except tensors.ModelError as error:
@@ -59,7 +62,7 @@ def _check_data(name: str, field: str, data: object) -> None:
         raise ConfigError(f"task '{name}': {field} {wrong}; give samples and their targets.")
 
 
-def _try_once(name: str, task: Task) -> None:
+def _try_once(name: str, task: Task, first_order: bool) -> None:
     """One forward pass and one loss of each kind of data, and an optimizer that is thrown away."""
     was_training = task.model.training
     task.model.eval()
@@ -69,7 +72,8 @@ def _try_once(name: str, task: Task) -> None:
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError(f"task '{name}': the model has no parameters to train; give it some.")
-        _try_optimizer(name, task, parameters)
+        if first_order:
+            _try_optimizer(name, task, parameters)
     finally:
         task.model.train(was_training)
 
