@@ -23,7 +23,10 @@ TRIED_SAMPLES = 2  # enough for a layer that wants a batch; the cost of a start 
 
 
 def validate(name: str, task: Any, first_order: bool) -> Task:
-    """`task` itself when it can be trained, by its optimizer if `first_order`. Raises ConfigError with one sentence that names the task and the field."""
+    """`task` itself when it can be trained, by its optimizer if `first_order`.
+
+    Raises ConfigError with one sentence that names the task and the field.
+    """
     if not isinstance(task, Task):
         raise ConfigError(f"task '{name}' returned {type(task).__name__}; return a p2pnode.Task.")
     if not isinstance(task.model, nn.Module):
