@@ -1,8 +1,8 @@
 """`p2pnode demo`: real daemons on this machine learn together, and the demo says whether they did.
 
-Owns what the demo promises: every node reaches the target accuracy by exchanging, though its own data alone would not do.
-The daemons are what `p2pnode run` is; the demo only starts them (the first is the others' bootstrap), asks for their status
-and stops them. Never leaves a process or, unless asked, a file behind.
+Owns the nodes' start, watch and end, and the document; what must come true is `demo_promises.py`'s. The daemons are what
+`p2pnode run` is; the demo only starts them (the first is the others' bootstrap), asks for their status and stops them. Never
+leaves a process or, unless asked, a file behind.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Annotated, Any
 import typer
 
 from cli.demo_nodes import DaemonEnded, DemoNode, kill_now, stop
+from cli.demo_promises import LOSS_MARGIN, LOSS_MARGINS, TARGET_ACCURACY, TARGETS, ModelsPromise, Promise, ScalarsPromise
 from cli.demo_table import Watch
 from cli.exit_status import ExitStatus
-from cli.render import Screen, percent
-from p2pnode.config import Config
+from cli.render import Screen
+from p2pnode.config import MODELS, SCALARS, Config
 from p2pnode.errors import ConfigError
 from p2pnode.keyring import found_ahead
 
@@ -34,13 +35,6 @@ NODES_MAX = 64  # processes with a torch each; more belongs into `p2pnode simula
 CYCLE_S = 0.25  # people are watching: twice the daemon's pace
 EVALUATE_EVERY_S = 1.0  # the demo ends as soon as the target is reached, so it looks often
 INTERRUPTED = "interrupted"
-TARGET_ACCURACY = 0.93  # digits and mnist: every node gets there by exchanging, none alone (`p2pnode demo`)
-TARGETS = {"fashion-mnist": 0.75}  # alone 0.56 to 0.65 (`p2pnode demo --task fashion-mnist`)
-
-NODE_KEYS = (
-    *("pid", "peer_id", "peers", "age", "steps", "merges", "bytes_sent", "bytes_received"),
-    *("test_loss", "test_accuracy", "alone_accuracy"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +43,11 @@ class Plan:
 
     nodes: int
     seconds: float
-    target_accuracy: float
     task: str
     alpha: float
     seed: int
-    merge: str
+    protocol: str
+    promise: Promise
 
     def config(self, index: int, folder: Path) -> Config:
         """Node `index`'s config, from 0. Raises ConfigError."""
@@ -67,25 +61,15 @@ class Plan:
             listen=("/ip4/127.0.0.1/tcp/0",),
             mdns=False,
             upnp=False,
-            merge=self.merge,
             shard_index=index,
             shard_count=self.nodes,
             shard_seed=self.seed,
             alpha=self.alpha,
             threads=max(1, (os.cpu_count() or 1) // self.nodes),
             cycle_s=CYCLE_S,
-            measure_alone=True,
             evaluate_every_s=EVALUATE_EVERY_S,
+            **self.promise.settings,
         )
-
-    def reached(self, node: DemoNode) -> bool:
-        """Whether this node is where it should be, and got there by exchanging."""
-        accuracy, merges = node.status.get("test_accuracy"), node.status.get("merges")
-        return accuracy is not None and accuracy >= self.target_accuracy and bool(merges)
-
-    def finished(self, node: DemoNode) -> bool:
-        """Whether there is nothing left to see: the target is reached, and what it would be alone is known."""
-        return self.reached(node) and node.status.get("alone_accuracy") is not None
 
 
 def register(app: typer.Typer) -> None:
@@ -102,6 +86,7 @@ def demo(
     task: Annotated[str, typer.Option(help="digits, fashion-mnist, mnist, module:function or path.py:function.")] = "digits",
     alpha: Annotated[float, typer.Option(min=0, help="Dirichlet concentration of labels: 0.3 is far from IID, 0 IID.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the data and the common start.")] = 0,
+    protocol: Annotated[str, typer.Option(help="What they exchange: models, or scalars, a byte a gradient.")] = MODELS,
     merge: Annotated[str, typer.Option(help="Merge rule: VarianceCorrected or FedAvg.")] = "VarianceCorrected",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep the nodes' data folders here.", metavar="DIR")] = None,
@@ -109,16 +94,26 @@ def demo(
     """Real daemons on this machine learn together; watch them.
 
     Each is a process of its own with its own identity, data and training process, and all talk libp2p over loopback. Exit
-    status 0 only if every node reached the target by exchanging models.
+    status 0 only if every node reached the target by exchanging models; with scalars, if all ended with the same bits and a test
+    loss that fell by the margin that the demo states.
     """
-    if target_accuracy is None:
-        target_accuracy = TARGETS.get(task, TARGET_ACCURACY)
-    plan = Plan(nodes, seconds, target_accuracy, task, alpha, seed, merge)
+    plan = Plan(nodes, seconds, task, alpha, seed, protocol, _promise(protocol, task, merge, target_accuracy))
     screen = Screen(as_json)
     document, status = asyncio.run(_run(plan, screen, keep))
     if as_json:
         screen.document(document)
     raise typer.Exit(status)
+
+
+def _promise(protocol: str, task: str, merge: str, target: float | None) -> Promise:
+    """Raises ConfigError when it makes no sense."""
+    if protocol == SCALARS:
+        if target is not None:
+            raise ConfigError("with --protocol scalars the demo looks at the test loss; leave out --target-accuracy")
+        return ScalarsPromise(task, LOSS_MARGINS.get(task, LOSS_MARGIN))
+    if protocol != MODELS:
+        raise ConfigError(f"--protocol is '{protocol}'; the demo shows {MODELS} or {SCALARS}")
+    return ModelsPromise(task, merge, TARGETS.get(task, TARGET_ACCURACY) if target is None else target)
 
 
 async def _run(plan: Plan, screen: Screen, keep: Path | None) -> tuple[dict[str, Any], ExitStatus]:
@@ -142,7 +137,7 @@ async def _run(plan: Plan, screen: Screen, keep: Path | None) -> tuple[dict[str,
             document["data_dirs"] = [str(node.config.data_dir) for node in team]
     if killed:
         screen.talk(f"had to kill {', '.join(killed)}, which did not stop in time")
-    screen.talk(_verdict(plan, team, document))
+    screen.talk(failure or plan.promise.verdict(team, document["seconds"], plan.seconds))
     if failure == INTERRUPTED:
         return document, ExitStatus.INTERRUPTED
     return document, ExitStatus.OK if document["ok"] else ExitStatus.FAILED
@@ -163,17 +158,18 @@ def _obey_signals(learning: asyncio.Task[None], team: Sequence[DemoNode], screen
 
 
 async def _learn(plan: Plan, screen: Screen, team: Sequence[DemoNode], began: float) -> None:
-    """Until every node has reached the target or the time is over. Raises DaemonEnded or ConfigError."""
+    """Until there is nothing left to see or the time is over. Raises DaemonEnded or ConfigError."""
     starting = asyncio.create_task(_start(team))
     try:
-        with Watch(screen, f"{plan.nodes} nodes learn {plan.task} together; target {percent(plan.target_accuracy)}") as watch:
+        with Watch(screen, f"{plan.nodes} nodes {plan.promise.headline}", plan.promise.view) as watch:
             while True:
                 seconds = time.monotonic() - began
-                over = seconds >= plan.seconds or all(map(plan.finished, team))
+                over = seconds >= plan.seconds or plan.promise.done(team)
                 watch.show(seconds, {node.config.name: node.status for node in team}, last=over)
                 if over:
                     return
                 await _next_look(starting, team, min(POLL_S, plan.seconds - seconds))
+                await plan.promise.lead(team, plan.seconds - seconds)
                 await asyncio.gather(*(node.refresh() for node in team))
     finally:
         starting.cancel()
@@ -231,15 +227,17 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _document(plan: Plan, team: Sequence[DemoNode], seconds: float, failure: str | None) -> dict[str, Any]:
     """The demo's answer; a figure that never came is null."""
-    nodes = [{"name": node.config.name, **{key: _rounded(node.status.get(key)) for key in NODE_KEYS}} for node in team]
+    nodes = [
+        {"name": node.config.name, **{key: _rounded(node.status.get(key)) for key in plan.promise.node_keys}} for node in team
+    ]
     document: dict[str, Any] = {
-        "ok": failure is None and all(map(plan.reached, team)),
+        "ok": failure is None and plan.promise.kept(team),
         "seconds": round(seconds, 1),
         "task": plan.task,
         "alpha": plan.alpha,
         "seed": plan.seed,
-        "merge": plan.merge,
-        "target_accuracy": plan.target_accuracy,
+        "protocol": plan.protocol,
+        **{key: _rounded(value) for key, value in plan.promise.facts(team).items()},
         "nodes": nodes,
     }
     return document if failure is None else {**document, "error": failure}
@@ -248,15 +246,3 @@ def _document(plan: Plan, team: Sequence[DemoNode], seconds: float, failure: str
 def _rounded(value: Any) -> Any:
     """Six digits: what a float32 knows."""
     return round(value, 6) if isinstance(value, float) else value
-
-
-def _verdict(plan: Plan, team: Sequence[DemoNode], document: dict[str, Any]) -> str:
-    """The last sentence a person reads."""
-    if "error" in document:
-        return str(document["error"])
-    if not document["ok"]:
-        short = [node.config.name for node in team if not plan.reached(node)]
-        return f"{', '.join(short)} did not reach {percent(plan.target_accuracy)} by exchanging within {plan.seconds:.0f} s"
-    alone = [node.status["alone_accuracy"] for node in team if node.status.get("alone_accuracy") is not None]
-    without = f"; alone, on its own data, the best has {percent(max(alone))}, the worst {percent(min(alone))}" if alone else ""
-    return f"all {plan.nodes} nodes reached {percent(plan.target_accuracy)} in {document['seconds']:.0f} s by exchanging{without}"

@@ -172,6 +172,6 @@ def _read_to_the_end(terminal: int) -> Iterator[bytes]:
 
 def test_cells_have_a_place_for_what_is_not_known() -> None:
     status: dict[str, Any] = {"state": "running", "peers": 3, "age": 1200, "merges": 7, "bytes_sent": 1_500_000}
-    row = dict(zip(demo_table.COLUMNS, demo_table.row("node1", status), strict=True))
+    row = dict(zip(demo_table.COLUMNS, demo_table.MODELS.row("node1", status), strict=True))
     assert (row["age"], row["sent"], row["received"], row["test accuracy"]) == ("1,200", "1.5 MB", "-", "-")
-    assert "alone -" in demo_table.line("node1", status)
+    assert "alone -" in demo_table.MODELS.line("node1", status)
