@@ -59,7 +59,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What somebody has of one author, named by its tag (8 bytes): `count` entries, `base` of them compacted; `head`: 8 bytes of
+    """What somebody has of one author, named by its tag (16 bytes): `count` entries, `base` of them compacted; `head`: 16 bytes of
     the hash of them all."""
 
     tag: bytes

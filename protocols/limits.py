@@ -85,7 +85,7 @@ class Limits:
 
     # shared-seed mode: the ledger
     run_entries_max: int = 1024  # signed together: four bytes each at most, so that a proof of two runs fits into a frame
-    ledger_authors_max: int = 4096  # whose entries are kept; twelve times a swarm whose rows fit into one vector's part
+    ledger_authors_max: int = 4096  # whose entries are kept: a bound on what strangers' keys can grow (guess)
     ledger_bytes_max: int = 64 << 20  # of runs held above the cut; at that, a node compacts alone (weeks of one node's entries)
     proofs_max: int = 256  # authors whose equivocation is remembered; each proof is a few hundred bytes
     entries_per_s_max: float = 1000.0  # of one author: a small model probes a few hundred times a second
@@ -105,13 +105,15 @@ class Limits:
     lag_entries_max: int = 4096  # a node that lacks more than this listens before it probes (guess: a few rounds of a swarm)
     lag_s_max: float = 60.0  # but not for longer (guess)
     fingerprint_s: float = 60.0  # the sum is hashed so often: a pass over it, so far below a thousandth of the time
+    fingerprint_paused_s: float = 1.0  # and so often at most while nothing is measured, so that people see nodes agree
 
     # shared-seed mode: cuts and snapshots
     cut_entries_min: int = 1 << 16  # entries above the cut that are worth a new one: what a newcomer has to apply at most, about
     away_s_max: float = 3600.0  # an author silent for longer doesn't hold the cut back, and returns by snapshot (guess)
-    floor_s: float = 5.0  # between two words on the floor to the same peer (guess)
-    floor_rows_max: int = 320  # authors in a floor; those with most to compact
-    floor_tags_max: int = 512  # contributors in a floor; more authors than that can't agree on a cut
+    cut_s_min: float = 60.0  # between two cuts, whatever comes in (guess)
+    floor_s: float = 5.0  # between two words on the floor to the same peer; a floor that stands for two of them counts (guess)
+    floor_rows_max: int = 160  # authors in a floor: those with most to compact
+    floor_tags_max: int = 320  # contributors in a floor; more authors than that can't agree on a cut
     snapshot_wait_s: float = 5.0  # for offers of snapshots, before the one that most peers have is taken
     snapshot_fetch_s_max: float = 3600.0  # for fetching one
 
@@ -132,7 +134,7 @@ class Limits:
             raise ValueError("a full shuffle does not fit into frame_bytes_max")
         if 2 * (4 * self.run_entries_max + 110) > self.frame_bytes_max:
             raise ValueError("a proof of two runs of run_entries_max does not fit into frame_bytes_max")
-        if 22 * self.floor_rows_max + 8 * self.floor_tags_max + 16 > self.frame_bytes_max:
+        if 38 * self.floor_rows_max + 16 * self.floor_tags_max + 16 > self.frame_bytes_max:
             raise ValueError("a full floor does not fit into frame_bytes_max")
 
 

@@ -173,9 +173,9 @@ class RevocationsKnown:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a ledger stands: its digest (16 bytes) and how many entries it has, and a digest of the proofs known (8 bytes).
+    """Where a ledger stands: its digest and how many entries it has, and a digest of the proofs known.
 
-    `printed`, `state`: the ledger's digest when the sum was last hashed, and that hash (16 bytes each; zeros: never).
+    `printed`, `state`: the ledger's digest when the sum was last hashed, and that hash (zeros: never). All of 16 bytes.
     `graft`: push me everybody's runs again.
     """
 
@@ -236,7 +236,7 @@ class Equivocation:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in an author's log: its tag, a number of entries and the head of the log there (8 bytes)."""
+    """A place in an author's log: its tag, a number of entries and the head of the log there (16 bytes)."""
 
     tag: bytes
     count: int

@@ -2,7 +2,7 @@
 
 Owns these layouts, all of fixed binary fields in big-endian order: a byte of gradient leaves no room for anything that describes
 itself. Runs carry their author's whole key, so that a stranger's entries can be checked at once; everything else names authors by
-a tag of 8 bytes. Must never raise anything but RemoteError, nor allocate for a length before it has been compared with what is
+a tag of 16 bytes. Must never raise anything but RemoteError, nor allocate for a length before it has been compared with what is
 there.
 """
 
@@ -31,19 +31,18 @@ from protocols.messages import (
     Vector,
 )
 
-TAG_BYTES = 8
-HEAD_BYTES = 8
+TAG_BYTES = 16
 COUNT_MAX = (1 << 48) - 1
-ROWS_MAX = 400  # in one part of a vector: 11.2 KB
+ROWS_MAX = 270  # in one part of a vector: 11.9 KB
 CODE_BYTES_MAX = 4  # the widest entry
 RUN_OVERHEAD_BYTES = KEY_BYTES + 6 + 2 + 2 + SIGNATURE_BYTES
 RUNS_HEADER_BYTES = 3  # of a frame of runs: version, type, part
 
-_STANDING = struct.Struct(">16sHI8s16s16sB")
-_ROW = struct.Struct(">8sHIHI8s")
-_WANT = struct.Struct(">8sHI")
+_STANDING = struct.Struct(">16sHI16s16s16sB")
+_ROW = struct.Struct(">16sHIHI16s")
+_WANT = struct.Struct(">16sHI")
 _RUN = struct.Struct(">32sHIHH")
-_PLACE = struct.Struct(">8sHI8s")
+_PLACE = struct.Struct(">16sHI16s")
 _FLOOR = struct.Struct(">HIH")
 _OFFER = struct.Struct(">32sQQ")
 _MORE, _ANSWER = 1, 2

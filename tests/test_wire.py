@@ -198,9 +198,8 @@ offers = st.builds(
 )  # fmt: skip
 revocations = st.builds(m.Revocation, peers, peers, st.binary(max_size=m.SECRET_BYTES_MAX), st.binary(min_size=64, max_size=64))
 counts = st.integers(0, (1 << 48) - 1)
-tags = st.binary(min_size=8, max_size=8)
-rows = st.builds(lambda tag, a, b, head: Row(tag, min(a, b), max(a, b), head), tags, counts, counts, tags)
-places = st.lists(st.builds(m.Place, tags, counts, tags), max_size=30).map(tuple)
+rows = st.builds(lambda tag, a, b, head: Row(tag, min(a, b), max(a, b), head), half, counts, counts, half)
+places = st.lists(st.builds(m.Place, half, counts, half), max_size=30).map(tuple)
 payloads = st.binary(min_size=1, max_size=300)
 runs = st.builds(
     lambda author, first, payload, signature: Run(author, first, len(payload), payload, signature),
@@ -222,13 +221,13 @@ anything = st.one_of(
     st.builds(m.Revocations, st.lists(revocations, min_size=1, max_size=8).map(tuple)),
     st.builds(m.RevocationsKnown, half),
     st.builds(m.Chunk, digests, indices, proofs, st.binary(max_size=200)),
-    st.builds(m.Standing, half, counts, tags, half, half, flags),
+    st.builds(m.Standing, half, counts, half, half, half, flags),
     st.builds(m.Vector, st.lists(rows, max_size=20).map(tuple), flags, flags),
-    st.builds(m.Ask, st.lists(st.tuples(tags, counts), min_size=1, max_size=LAPTOP.ask_items_max).map(tuple)),
+    st.builds(m.Ask, st.lists(st.tuples(half, counts), min_size=1, max_size=LAPTOP.ask_items_max).map(tuple)),
     st.builds(m.Runs, st.lists(runs, min_size=1, max_size=20).map(tuple), st.sampled_from(m.Part)),
-    st.builds(m.Prune, tags),
+    st.builds(m.Prune, half),
     st.builds(m.Equivocation, st.builds(Proof, runs, runs)),
-    st.builds(m.Floor, counts, st.lists(tags, min_size=1, max_size=30).map(tuple), places),
+    st.builds(m.Floor, counts, st.lists(half, min_size=1, max_size=30).map(tuple), places),
     st.just(m.SnapshotAsk()),
     st.builds(m.SnapshotOffer, digests, st.integers(1, UINT_MAX), uints),
 )

@@ -176,7 +176,11 @@ def _revocations() -> Iterator[tuple[str, bytes]]:
 
 
 def _scalars() -> Iterator[tuple[str, bytes]]:
-    whole_after = {"vector": (3, 28), "ask 255": (2, 14), "floor": (34, 22)}  # shorter by whole items it is another message
+    whole_after = {
+        "vector": (3, 44),
+        "ask 255": (2, 22),
+        "floor": (10 + 3 * 16, 38),
+    }  # shorter by whole items it is another message
     for name in ("standing", "vector", "ask 255", "runs", "prune", "equivocation", "floor", "snapshot offer"):
         whole = encode(frames()[name])
         start, item = whole_after.get(name, (len(whole), 1))
@@ -191,11 +195,11 @@ def _scalars() -> Iterator[tuple[str, bytes]]:
         yield f"{kind.name} with flags {flags}", frame(kind, bytes((flags,)))
     for part in (0, 1):
         yield f"no runs as part {part}", frame(Type.RUNS, bytes((part,)))
-    yield "vector of 401", frame(Type.VECTOR, bytes(1 + 401 * 28))
-    yield "vector with a base above its count", frame(Type.VECTOR, bytes(14) + b"\x01" + bytes(14))
-    yield "question for 65 authors", frame(Type.ASK, bytes(65 * 14))
+    yield "vector of 271", frame(Type.VECTOR, bytes(1 + 271 * 44))
+    yield "vector with a base above its count", frame(Type.VECTOR, bytes(22) + b"\x01" + bytes(22))
+    yield "question for 65 authors", frame(Type.ASK, bytes(65 * 22))
     yield from _wrong_runs()
-    for count, size in ((0, 0), (1, 0), (1, 7), (513, 513 * 8), (65_535, 24), (1, 8 + 321 * 22)):
+    for count, size in ((0, 0), (1, 0), (1, 15), (321, 321 * 16), (65_535, 48), (1, 16 + 161 * 38)):
         yield f"floor of {count} in {size} bytes", frame(Type.FLOOR, bytes(6) + count.to_bytes(2, "big") + bytes(size))
     for size, entries in ((0, 1), (UINT_MAX + 1, 1), (1, UINT_MAX + 1), ((1 << 64) - 1, 0)):
         yield f"snapshot of {size} bytes and {entries} entries", frame(Type.SNAPSHOT_OFFER, OFFER.pack(KEY, size, entries))
@@ -245,10 +249,10 @@ def heaviest() -> dict[str, bytes]:
         ):
             for kind in (Type.SHUFFLE, Type.CHUNK):
                 found[f"{size} of {name} as {kind.name}"] = frame(kind, (one * size)[: size - 2])
-    found["vector of the most rows"] = frame(Type.VECTOR, bytes(1 + 400 * 28))
+    found["vector of the most rows"] = frame(Type.VECTOR, bytes(1 + 270 * 44))
     found["runs of one entry"] = frame(Type.RUNS, b"\x00" + (RUN.pack(KEY, 0, 0, 1, 1) + bytes(65)) * 114)
-    found["floor of the most places"] = frame(Type.FLOOR, bytes(6) + b"\x02\x00" + bytes(512 * 8 + 320 * 22))
-    found["question for the most authors"] = frame(Type.ASK, bytes(64 * 14))
+    found["floor of the most places"] = frame(Type.FLOOR, bytes(6) + b"\x01\x40" + bytes(320 * 16 + 160 * 38))
+    found["question for the most authors"] = frame(Type.ASK, bytes(64 * 22))
     return found
 
 

@@ -101,13 +101,13 @@ def frames() -> dict[str, Message]:
 
 def _scalars() -> dict[str, Message]:
     """Every type of message of the shared-seed mode."""
-    tags = tuple(bytes([i]) * 8 for i in range(1, 4))
+    tags = tuple(bytes([i]) * 16 for i in range(1, 4))
     half, last = bytes(range(16)), (1 << 48) - 1
     runs = tuple(Run(PeerId(bytes([i]) * 32), 1000 * i, i, bytes(range(i)), bytes([255 - i]) * 64) for i in range(1, 4))
-    rows = (Row(tags[0], 0, 0, bytes(8)), Row(tags[1], 256, 300, tags[2]), Row(tags[2], last, last, tags[0]))
+    rows = (Row(tags[0], 0, 0, bytes(16)), Row(tags[1], 256, 300, tags[2]), Row(tags[2], last, last, tags[0]))
     named: dict[str, Message] = {
-        "standing": Standing(half, 7, tags[0], half[::-1], half[:8] * 2, graft=True),
-        "standing at the end": Standing(bytes(16), last, bytes(8), bytes(16), bytes(16), graft=False),
+        "standing": Standing(half, 7, tags[0], half[::-1], half[8:] + half[:8], graft=True),
+        "standing at the end": Standing(bytes(16), last, bytes(16), bytes(16), bytes(16), graft=False),
         "vector": Vector(rows, more=True, answer=False),
         "vector of nothing": Vector((), more=False, answer=True),
         "prune": Prune(tags[0]),
