@@ -1,0 +1,80 @@
+"""The table of all authors' logs, and what stands for all of them at once: digest, rows, how much there is.
+
+Owns those totals, which are kept while logs change, never counted anew: a thousand authors must not make one entry dear. Must
+never decide what goes into a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+from protocols.entries import Row
+from protocols.identity import PeerId
+from protocols.log import Log
+
+TAG_BYTES = 16  # of an author: anybody can find two keys with one tag of 8 bytes, in 2^32 tries
+DIGEST_BYTES = 16
+
+
+class Logs(dict[PeerId, Log]):
+    """Logs by author. Enter with `enter`, change within `changing`, and never otherwise."""
+
+    def __init__(self, scope: bytes, width: int) -> None:
+        """`scope`, `width`: as of every `Log` here."""
+        super().__init__()
+        self._scope, self._width = scope, width
+        self.tags: dict[bytes, PeerId] = {}
+        self.held = self.entries = 0
+        self._rows: dict[PeerId, tuple[Row, bytes]] = {}  # with their part of the digest
+        self._digest: bytes | None = None
+
+    def peek(self, author: PeerId) -> Log:
+        """The log of `author`, or an empty one that isn't kept: strangers fill no table."""
+        return self.get(author) or Log(self._scope, author, self._width)
+
+    def enter(self, author: PeerId) -> Log:
+        """The log of `author`, a new one if there is none."""
+        log = self.get(author)
+        if log is None:
+            log = self[author] = Log(self._scope, author, self._width)
+            self.tags[self.tag(author)] = author
+            self.held += log.held
+        return log
+
+    @contextmanager
+    def changing(self, author: PeerId) -> Iterator[Log]:
+        """The log of `author`, to be changed: the totals follow."""
+        log = self.enter(author)
+        held, count = log.held, log.count
+        try:
+            yield log
+        finally:
+            self.held += log.held - held
+            self.entries += log.count - count
+            self._rows.pop(author, None)
+            self._digest = None
+
+    def tag(self, author: PeerId) -> bytes:
+        """What rows call an author."""
+        return sha256(self._scope + author).digest()[:TAG_BYTES]
+
+    def row(self, log: Log) -> Row:
+        """What there is of an author who has entries."""
+        return self._cached(log)[0]
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes over author, count and head of all that have entries."""
+        if self._digest is None:
+            parts = sorted(self._cached(log)[1] for log in self.values() if log.count)
+            self._digest = sha256(b"".join(parts)).digest()[:DIGEST_BYTES]
+        return self._digest
+
+    def _cached(self, log: Log) -> tuple[Row, bytes]:
+        found = self._rows.get(log.author)
+        if found is None:
+            row = Row(self.tag(log.author), log.base, log.count, log.head(log.count))
+            found = self._rows[log.author] = row, log.author + row.count.to_bytes(8, "big") + row.head
+        return found
