@@ -17,6 +17,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from protocols.core import Snapshot
 from protocols.effects import Effect, Merge, Send, Store
@@ -45,13 +46,22 @@ class _Book:
     said: dict[int, Digest] = field(default_factory=dict)
 
 
+class LedgerBook(Protocol):
+    """The checks of shared-seed mode: see `ledger_checks`."""
+
+    def before(self, now: float, who: int, event: Event) -> None: ...
+    def after(self, now: float, who: int, peer: PeerId, effects: Sequence[Effect]) -> None: ...
+    def look(self, now: float, who: int, seen: Snapshot) -> None: ...
+
+
 class Checks:
     """The checks of one run. `scope`: swarm and schema digests, which signatures bind; `size`: of a model, in bytes."""
 
     def __init__(self, limits: Limits, scope: bytes, size: int, *, overlay: bool) -> None:
-        self._limits, self._scope, self._size, self._overlay = limits, scope, size, overlay
+        self._limits, self.scope, self._size, self._overlay = limits, scope, size, overlay
         self._books: dict[int, _Book] = {}
         self._verified: OrderedDict[bytes, None] = OrderedDict()
+        self.ledgers: LedgerBook | None = None  # in shared-seed mode
         self.violations: list[str] = []
         self.count = 0
 
@@ -75,6 +85,8 @@ class Checks:
 
     def before(self, now: float, who: int, event: Event) -> None:
         """An event is about to be handled."""
+        if self.ledgers is not None:
+            self.ledgers.before(now, who, event)
         match event:
             case Stored(sequence):
                 self._book(who).stored = sequence
@@ -83,6 +95,8 @@ class Checks:
 
     def after(self, now: float, who: int, peer: PeerId, effects: Sequence[Effect]) -> None:
         """An event was handled by node `who`, whose key is `peer`."""
+        if self.ledgers is not None:
+            self.ledgers.after(now, who, peer, effects)
         for effect in effects:
             match effect:
                 case Store(sequence=sequence):
@@ -101,6 +115,8 @@ class Checks:
     def look(self, now: float, who: int, seen: Snapshot) -> None:
         """S4 for what only the core holds."""
         limits = self._limits
+        if self.ledgers is not None:
+            self.ledgers.look(now, who, seen)
         tables = [
             ("passive view", seen.passive_count, limits.passive_view_max),
             ("offers known", seen.offers_known, limits.offers_max),
@@ -169,7 +185,7 @@ class Checks:
         key = signed.signature + signed.body
         if key not in self._verified:
             try:
-                check_offer(signed, self._scope)
+                check_offer(signed, self.scope)
             except RemoteError:
                 return False
             self._verified[key] = None

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from p2pnode.task import Task
@@ -217,15 +216,3 @@ def _steps_of(task: Task) -> dict[str, _Step]:
         how = _Step(float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"])
         steps.update({names[id(parameter)]: how for parameter in group["params"]})
     return steps
-
-
-def multilayer_perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between, Xavier-uniform weights and zero biases, as in the variance paper's experiments."""
-    widths = [inputs, *hidden, outputs]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise(widths):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])

@@ -7,28 +7,40 @@ its reasons). It must never act before its time: whoever drives it says when a t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2pnode.errors import ConfigError
 from p2pnode.task import Shard, Task, make
 from p2pnode.tasks.samples import Samples
 from protocols import tensors
+from protocols.identity import PeerId
 from protocols.merging import BadInput, rule_named
 from protocols.merkle import Digest
+from protocols.recipe import Recipe
+from protocols.settings import swarm_digest
+from protocols.spsa import SpsaModel
+from protocols.wire import SCHEMA_BYTES
 from simulations.errors import ScenarioError
-from simulations.fleet import Fleet, Pairs, State, multilayer_perceptron
+from simulations.fleet import Fleet, Pairs, State, batches
+from simulations.models import Shift, convolutional, multilayer_perceptron, shift_named
+from simulations.pretraining import pretrain
+from simulations.pupil import Pupil
 from simulations.scenario import Scenario
 from simulations.world import World
 
 VALIDATION_SAMPLES_MAX = 256  # as in the daemon's training process
 EVALUATION_BATCH = 1000  # test samples at a time
+SWARM = "simulation"
 CPU = torch.device("cpu")
 
 
@@ -53,12 +65,16 @@ class Learners:
             self._rule = rule_named(scenario.merge)
         except ValueError as error:
             raise ScenarioError(str(error)) from None
+        self._shift: Shift | None = None
+        self._start: State | None = None  # what was pretrained
         shards: dict[int, Pairs] = {}
         tasks = [self._task(row, shards) for row in range(rows)]
         self._data = [shards[row % scenario.nodes] for row in range(rows)]
         orders = [np.random.default_rng(world.seed("order", row)) for row in range(rows)]
         self.fleet = Fleet(tasks, self._data, orders)
         self.schema = tensors.schema_of(tasks[0].model)
+        self._tasks = tasks
+        self.recipe = None if scenario.protocol == "models" else _recipe(scenario, tasks[0].scalars)
         self.parameters = sum(parameter.numel() for parameter in tasks[0].model.parameters())
         self._metric = tasks[0].metric or _accuracy
         self._test = Samples(tasks[0].test_data, CPU).take(range(min(scenario.test_samples, _length(tasks[0]))))
@@ -83,18 +99,58 @@ class Learners:
             task = dataclasses.replace(task, batch_size=scenario.batch_size)
         if scenario.lr:
             task = dataclasses.replace(task, optimizer=self._sgd)
-        if scenario.hidden:
-            inputs, targets = shards[index]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(init)
-                classes = int(Samples(task.test_data, CPU).take(range(_length(task)))[1].max()) + 1
-                model = multilayer_perceptron(inputs[0].numel(), scenario.hidden, max(classes, int(targets.max()) + 1))
-            task = dataclasses.replace(task, model=model)
+        inputs, targets = shards[index]
+        if scenario.hidden or scenario.convolutional:
+            task = dataclasses.replace(task, model=self._network(task, inputs, targets, init))
+        if scenario.shift:
+            task, shards[index] = self._shifted(task, shards[index], new=index == row)
+        if scenario.pretrain_steps:
+            self._pretrain(task.model)
         return task
+
+    def _network(self, task: Task, inputs: Tensor, targets: Tensor, init: int) -> nn.Module:
+        """The scenario's model for this data, its weights drawn from seed `init`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init)
+            highest = int(Samples(task.test_data, CPU).take(range(_length(task)))[1].max())
+            outputs = max(highest, int(targets.max())) + 1
+            if self._scenario.convolutional:
+                return convolutional(inputs[0].numel(), outputs)
+            return multilayer_perceptron(inputs[0].numel(), self._scenario.hidden, outputs)
+
+    def _shifted(self, task: Task, shard: Pairs, *, new: bool) -> tuple[Task, Pairs]:
+        """The task and a node's data (once: `new`) as the scenario's nodes see them, not as those who pretrained saw them."""
+        if self._shift is None:
+            images, labels = Samples(task.test_data, CPU).take(range(_length(task)))
+            self._shift = shift_named(self._scenario.shift, images)
+            self._shifted_test = (self._shift(images), labels)
+        if new:
+            shard = (self._shift(shard[0]), shard[1])
+        return dataclasses.replace(task, test_data=self._shifted_test), shard
+
+    def _pretrain(self, model: nn.Module) -> None:
+        """Bring `model` to where all nodes start: one machine's training on all of the task's data, unshifted."""
+        scenario = self._scenario
+        if self._start is None:
+            shard = Shard(0, 1, scenario.seed)
+            task = make(scenario.task, shard, 0)
+            pretrain(task, model, scenario.pretrain_steps, scenario.pretrain_lr, scenario.pretrain_batch, scenario.seed)
+            self._start = {name: value.clone() for name, value in tensors.state_of(model).items()}
+        live = model.state_dict()
+        for name, value in self._start.items():
+            live[name].copy_(value)
 
     def _sgd(self, parameters: object) -> torch.optim.Optimizer:
         scenario = self._scenario
         return torch.optim.SGD(parameters, scenario.lr, scenario.momentum, weight_decay=scenario.weight_decay)  # type: ignore[arg-type]
+
+    @property
+    def digest(self) -> bytes:
+        """What nodes must agree on at hello: the schema, and in shared-seed mode the recipe and the start."""
+        if self.recipe is None:
+            return self.schema.digest
+        start = tensors.encode(self.schema, tensors.state_of(self._tasks[0].model))
+        return sha256(self.schema.digest + self.recipe.digest + start).digest()[:SCHEMA_BYTES]
 
     # --- what nodes ask for -------------------------------------------------------------------------------------------
 
@@ -105,6 +161,14 @@ class Learners:
     def blob(self, row: int) -> bytes:
         """The row's model as the bytes that travel."""
         return bytes(tensors.encode(self.schema, self.fleet.row(row)))
+
+    def pupil(self, row: int, author: PeerId, life: int) -> Pupil:
+        """What node `author` measures with in shared-seed mode; every `life` of it draws other batches."""
+        task, recipe = self._tasks[row], self.recipe
+        assert recipe is not None, "in shared-seed mode there is a recipe"
+        model = copy.deepcopy(task.model)
+        order = batches(len(self._data[row][0]), task.batch_size, np.random.default_rng(self._world.seed("probes", row, life)))
+        return Pupil(SpsaModel(model, recipe, swarm_digest(SWARM), author), self._data[row], order, task.loss)
 
     def decode(self, data: bytes) -> State:
         """A model from bytes that travelled. Raises ModelError."""
@@ -158,6 +222,19 @@ class Learners:
             for index, outputs in enumerate(self.fleet.outputs(states, part)):
                 sums[index] += float(self._metric(outputs, wanted)) * len(part)
         return [total / len(inputs) for total in sums]
+
+
+def _recipe(scenario: Scenario, own: Recipe | None) -> Recipe:
+    """The task's recipe with the scenario's changes. Raises ScenarioError when that comes to none."""
+    named: dict[str, Any] = {"code": scenario.code, "schedule": scenario.schedule, "horizon": scenario.horizon}
+    named |= {"lr": scenario.scalar_lr, "epsilon": scenario.epsilon, "scale": scenario.scale}
+    changes = {key: value for key, value in named.items() if value}
+    if own is None and not {"lr", "epsilon", "scale"} <= set(changes):
+        raise ScenarioError(f"task '{scenario.task}' has no recipe for shared-seed mode; set scalar_lr, epsilon and scale.")
+    try:
+        return Recipe(**changes) if own is None else dataclasses.replace(own, **changes)
+    except ValueError as error:
+        raise ScenarioError(f"{str(error).removesuffix('.')} (scalar_lr, epsilon, scale, code, schedule and horizon).") from None
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

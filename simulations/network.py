@@ -95,11 +95,12 @@ class Network:
         self.messages = self.bytes = self.lost = self.dropped = 0
 
     def attach(self, machine: Machine) -> None:
-        """`machine` can be dialled from now on."""
+        """`machine` can be dialled from now on. If it was here before, some may still hold their ends of its old links."""
         self._machines[machine.index] = machine
         self._index[machine.peer] = machine.index
         self._uplinks[machine.index] = _Uplink()
-        self._links[machine.index] = {}
+        self._links.setdefault(machine.index, {})
+        self._vanished.discard(machine.index)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 

@@ -14,18 +14,25 @@ from weakref import WeakValueDictionary
 
 from protocols.core import Core
 from protocols.effects import (
+    Adopt,
+    Apply,
+    Compact,
     Dial,
     Discard,
     Effect,
+    Fingerprint,
     Hangup,
     Kind,
+    Log,
     Merge,
+    Probe,
     Report,
     Revoked,
     Send,
     SendBlob,
     Store,
     Train,
+    Trim,
     WriteChunk,
 )
 from protocols.events import Event, Leave, Merged, Stored, Tick, Trained
@@ -35,10 +42,12 @@ from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree
 from protocols.messages import Gone
 from protocols.serving import blob_frames
 from protocols.wire import encode
+from simulations.adversary import Liar
 from simulations.checks import Checks
 from simulations.fleet import State
 from simulations.learners import Learners
 from simulations.network import Network
+from simulations.prober import Prober
 from simulations.world import World
 
 GOODBYE_S = 1.0  # a node that leaves stops so long after its goodbyes
@@ -105,11 +114,13 @@ class Node:
         self._wakes_at = float("inf")
         self._ticked_at, self._ticks = -1.0, 0
         self.blob = self._keep_model()
-        self.core: Core
+        self.prober: Prober | None = None  # in shared-seed mode
+        self.honest = True
+        self.core: Core | Liar
 
-    def start(self, core: Core) -> None:
+    def start(self, core: Core | Liar) -> None:
         """Put `core` in charge; it is ticked at once."""
-        self.core = core
+        self.core, self.honest = core, isinstance(core, Core)
         self._wake()
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -120,14 +131,16 @@ class Node:
             return
         world, checks = self._around.world, self._around.checks
         world.note(self.index, event)
-        checks.before(world.now, self.index, event)
+        if self.honest:
+            checks.before(world.now, self.index, event)
         try:
             effects = self.core.handle(event, world.now)
         except Exception as error:
             checks.raised(world.now, self.index, event, error)
             self.vanish()
             return
-        checks.after(world.now, self.index, self.peer, effects)
+        if self.honest:
+            checks.after(world.now, self.index, self.peer, effects)
         for effect in effects:
             self._carry_out(effect)
         self._wake()
@@ -178,6 +191,10 @@ class Node:
                 self._later(around.merge_s, partial(self._merged, effect))
             case Store(sequence=sequence):
                 around.world.at(around.world.now + around.fsync_s, partial(self.handle, Stored(sequence)))
+            case Probe() | Apply() | Fingerprint() | Compact() | Adopt() if self.prober is not None:
+                self.prober.work(effect)
+            case Log() | Trim() if self.prober is not None:
+                self.prober.write(effect)
             case Revoked():
                 self.revoked.append(effect)
             case Report(kind):
@@ -194,6 +211,17 @@ class Node:
             blob = self._around.library[tree.digest] = Blob(data, tree)
         self._blobs[tree.digest] = self.blob = blob
         return blob
+
+    def keep(self, data: bytes) -> Digest:
+        """Hold `data` as a blob, to be served."""
+        tree = Tree.of(data)
+        self._blobs[tree.digest] = self._around.library.setdefault(tree.digest, Blob(data, tree))
+        return tree.digest
+
+    def held(self, digest: Digest) -> bytes | None:
+        """A blob that is here in full."""
+        blob = self._blobs.get(digest)
+        return None if blob is None else blob.data
 
     def _send_blob(self, peer: PeerId, digest: Digest, first: int, count: int) -> None:
         blob, network = self._blobs.get(digest), self._around.network
@@ -221,7 +249,7 @@ class Node:
         data = b"".join(whole.pieces[at] for at in sorted(whole.pieces))
         tree = Tree.of(data)
         if tree.digest != digest:
-            self._violated("S1", f"was told to write bytes that are not those of {digest.hex()[:8]}")
+            self.violated("S1", f"was told to write bytes that are not those of {digest.hex()[:8]}")
         blob = self._around.library[digest] = Blob(data, tree)
         return blob
 
@@ -231,12 +259,13 @@ class Node:
         held = limits.serve_models_max + limits.models_ready_max + self._around.merge_inputs_max
         check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 
-    def _violated(self, rule: str, text: str) -> None:
+    def violated(self, rule: str, text: str) -> None:
+        """Note that this node breaks a rule."""
         self._around.checks.violated(self._around.world.now, self.index, rule, text)
 
     def model(self) -> State:
-        """The present model's tensors, as they were last published."""
-        return self._state(self.blob)
+        """The present model's tensors; where models are published, as they last were."""
+        return self._state(self.blob) if self.prober is None else self.prober.pupil.state()
 
     # --- training and merging -----------------------------------------------------------------------------------------
 
@@ -261,12 +290,12 @@ class Node:
         for one in merge.inputs:
             blob = self._blobs.get(one.digest)
             if blob is None:
-                self._violated("S1", f"merges {one.digest.hex()[:8]}, which was never written in full")
+                self.violated("S1", f"merges {one.digest.hex()[:8]}, which was never written in full")
             else:
                 inputs.append((one.digest, one.weight, self._state(blob)))
         outcome = self._around.learners.merge(self.index, merge.own_weight, inputs)
         if outcome.kept and not self._around.learners.fleet.finite(self.index):
-            self._violated("S1", "keeps a merged model that is not finite")
+            self.violated("S1", "keeps a merged model that is not finite")
         blob = self._keep_model() if outcome.kept else self.blob
         return Merged(blob.tree.digest, len(blob.data), outcome.kept, outcome.used, outcome.faults, outcome.loss)
 

@@ -6,7 +6,7 @@ its bytes (who wants to change bytes is an adversary, not a network). Source: tu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -90,5 +90,14 @@ def loss(share: float, randomness: Random) -> Rule:
 
     def rule(packet: Packet) -> Verdict:
         return DROP if packet.kind is Kind.FRAME and randomness.random() < share else PASS
+
+    return rule
+
+
+def partition(half: Container[int]) -> Rule:
+    """Nothing passes between the nodes in `half` and the others, dials and ends of links included: both sides find out alone."""
+
+    def rule(packet: Packet) -> Verdict:
+        return DROP if (packet.source in half) != (packet.target in half) else PASS
 
     return rule

@@ -17,11 +17,14 @@ from typing import Any
 
 from protocols.gossip import GossipSettings
 from protocols.limits import LAPTOP, Limits
+from protocols.settings import ScalarSettings
 from simulations.errors import ScenarioError
 
 SHIPPED = Path(__file__).parent / "scenarios"
 
 TOPOLOGIES = ("overlay", "fully_connected", "ring", "k_regular", "erdos_renyi", "barabasi_albert")
+PROTOCOLS = ("models", "scalars")
+SHIFTS = ("", "rotated", "inverted")  # simulations/shifts.py
 
 
 def _within(default: float | int, low: float, high: float) -> Any:
@@ -34,7 +37,7 @@ class Scenario:
 
     name: str = "unnamed"
     seed: int = _within(1, 0, 2**63 - 1)
-    nodes: int = _within(20, 2, 5000)
+    nodes: int = _within(20, 1, 5000)
     seconds: float = _within(60.0, 0.001, 10_000_000)
 
     # what is learned
@@ -42,6 +45,11 @@ class Scenario:
     alpha: float = _within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
     same_init: bool = False  # True: everybody starts from the same parameters
     hidden: tuple[int, ...] = ()  # widths of an MLP that replaces the task's model (Xavier-uniform, zero biases); (): task's own
+    convolutional: bool = False  # True: a small CNN replaces the task's model, whose inputs are square images
+    pretrain_steps: int = _within(0, 0, 10_000_000)  # above 0: all start from one model, trained so long on all of the data
+    pretrain_lr: float = _within(0.05, 1e-9, 100)  # of SGD with momentum 0.9
+    pretrain_batch: int = _within(64, 1, 100_000)
+    shift: str = ""  # of the nodes' and the test images, not of those pretrained on: rotated, inverted; "": none
     lr: float = _within(0.0, 0, 100)  # above 0: SGD with the next two replaces the task's optimizer
     momentum: float = _within(0.0, 0, 0.9999)
     weight_decay: float = _within(0.0, 0, 1)
@@ -62,11 +70,25 @@ class Scenario:
     self_weight: float = _within(0.0, 0, 0.9999)  # 0: by age and samples, as any other's
     merge_tolerance: float = _within(1.5, 0, 1e9)  # a merge above so many times the untrained loss is refused; 0: kept unseen
 
+    # shared-seed mode; local_steps is how many probes are made in a row, cycle_s as above. 0 and "": as the task's recipe has it
+    protocol: str = "models"  # models, or scalars
+    code: str = ""
+    scalar_lr: float = _within(0.0, 0, 100)
+    epsilon: float = _within(0.0, 0, 1)
+    scale: float = _within(0.0, 0, 1e9)
+    schedule: str = ""
+    horizon: int = _within(0, 0, 2**48)
+    run_entries: int = _within(256, 1, 100_000)
+    run_s: float = _within(5.0, 0, 1e6)
+    quiet_s: float = _within(0.0, 0, 1e6)  # learning pauses so long before the end: then all ledgers must be equal; 0: no promise
+
     # the machines
     step_s: float = _within(0.05, 1e-6, 1e4)  # one local step on a machine of middling speed
     step_jitter: float = _within(0.2, 0, 0.99)  # each training takes 1 - jitter … 1 + jitter of that
     speed_spread: float = _within(0.0, 0, 0.99)  # machines differ: 1 - spread … 1 + spread, for good
+    probe_s: float = _within(0.05, 1e-6, 1e4)  # one probe: two losses, no gradient
     merge_s: float = _within(0.02, 0, 1e4)
+    apply_s: float = _within(0.01, 0, 1e4)  # adding entries to the sum, hashing it, and the like
     fsync_s: float = _within(0.005, 0, 1e4)
     start_s: float = _within(2.0, 0, 1e6)  # nodes start at random within so long
 
@@ -84,7 +106,12 @@ class Scenario:
     leave_per_minute: float = _within(0.0, 0, 100)  # share of the nodes
     join_per_minute: float = _within(0.0, 0, 100)
     crash_share: float = _within(0.5, 0, 1)  # of those who leave: vanish without a goodbye and without closing links
+    return_s: float = _within(0.0, 0, 1e6)  # who vanished comes back after half to one and a half times so long; 0: never
     cuts_per_minute: float = _within(0.0, 0, 10_000)  # links that break, per node; both ends are told at once
+    partition_s: float = _within(0.0, 0, 1e6)  # from here on the nodes are in two halves, no frame passes between them …
+    partition_for_s: float = _within(0.0, 0, 1e6)  # … for so long; 0: no partition
+    equivocators: int = _within(0, 0, 1000)  # the last so many of the first nodes sign different entries for different peers
+    garblers: int = _within(0, 0, 1000)  # and so many before them sign entries that are none, and send rubbish
     heal_s: float = _within(0.0, 0, 1e6)  # faults end so long before the end
     grace_s: float = _within(30.0, 0, 1e6)  # a node younger than this may be without peers
 
@@ -102,6 +129,12 @@ class Scenario:
         """The part the core is told."""
         share = self.self_weight or None
         return GossipSettings(self.local_steps, self.fan_out, self.merge_inputs_max, self.cycle_s, share)
+
+    def scalars(self, code: str) -> ScalarSettings | None:
+        """The same for shared-seed mode; None: not in it. `code`: the recipe's."""
+        if self.protocol == "models":
+            return None
+        return ScalarSettings(code, self.local_steps, self.cycle_s, self.run_entries, self.run_s)
 
     def protocol_limits(self) -> Limits:
         """The default limits with this scenario's changes. Raises ScenarioError for one that doesn't exist or fit."""
@@ -209,10 +242,20 @@ def _inconsistent(scenario: Scenario) -> str | None:
         )
     if churns and scenario.topology != "overlay":
         return "nodes that come and go need an overlay that repairs itself; set topology=overlay or switch churn off."
+    if scenario.protocol not in PROTOCOLS:
+        return f"there is no protocol '{scenario.protocol}'{_nearest(scenario.protocol, PROTOCOLS)}; take models or scalars."
+    if scenario.shift not in SHIFTS:
+        return f"there is no shift '{scenario.shift}'{_nearest(scenario.shift, SHIFTS)}; take rotated or inverted."
+    if scenario.hidden and scenario.convolutional:
+        return "hidden and convolutional both replace the task's model; leave one out."
+    if scenario.protocol == "scalars" and not (scenario.same_init or scenario.pretrain_steps):
+        return "shared-seed mode sums changes of one model; set same_init=true or pretrain_steps."
     if scenario.latency_ms_min > scenario.latency_ms_max:
         return "latency_ms_min is above latency_ms_max; exchange them."
     if scenario.bootstraps > scenario.nodes:
         return "there are more bootstraps than nodes; lower bootstraps."
+    if scenario.equivocators + scenario.garblers > scenario.nodes - scenario.bootstraps:
+        return "liars are no bootstraps, so there are too few nodes for them; lower equivocators or garblers."
     return None
 
 

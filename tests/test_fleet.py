@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from p2pnode.task import Task
 from simulations.errors import ScenarioError
-from simulations.fleet import Fleet, Pairs, batches, multilayer_perceptron
+from simulations.fleet import Fleet, Pairs, batches
+from simulations.models import multilayer_perceptron
 
 ROWS, CLASSES, BATCH = 5, 3, 8
 SIZES = (40, 23, 8, 5, 40)  # two shards no larger than a batch
