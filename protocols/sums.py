@@ -1,43 +1,103 @@
 """The integer state of a model: the sum of all entries' directions, each times its weight.
 
-Owns one int32 per trainable parameter and how entries are added to it. Arithmetic is modulo 2^32, so it is exact, commutative and
-associative: the same set of entries gives the same bits, in any order, on any machine. Must never use a float.
+Owns one int32 per trainable parameter and which way entries are added to it. Arithmetic is modulo 2^32, so it is exact,
+commutative and associative: the same set of entries gives the same bits, in any order, on any machine, whichever way they are
+added. Must never round.
+
+Measured in one run on one core of an EPYC, 10^6 parameters, in parameters times entries a nanosecond: `compiled` 130, `bitslices`
+6.5, `limbs` 2, `perturbed` for each entry 1.5, and adding `torch.randn` as MeZO does 0.27 (`p2pnode bench scalars`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from hashlib import sha256
+from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols.perturbation import perturbed, signed
+from protocols import bitslices, limbs
+from protocols.perturbation import KEY_BYTES, perturbed, signed
+
+Entry = tuple[bytes, int]  # direction key, integer weight
+Compiled = Callable[[NDArray[np.int32], Sequence[bytes], NDArray[np.int64]], None]
 
 DIGEST_BYTES = 16
-BLOCK = 1 << 16  # parameters
+GROUP = (
+    2048  # entries added in one pass over the parameters: what is known of each takes 300 bytes, half a second-level cache in all
+)
+DIGEST_BLOCK = 1 << 22  # parameters hashed together: what is copied at a time from a GPU, 16 MiB
+ONE_BY_ONE = 4  # entries; measured: up to so many, preparing to add them together costs more than it saves
+BITSLICES_MIN = 60_000  # parameters; below, `limbs` is faster: measured equal at 10^5 and 100 entries, half as fast at 10^4
+# Loading `compiled` takes a second, and the first time on a machine three to compile. So it is loaded when a process has about
+# that much behind it: parameters times entries, where an entry costs its cipher's set-up too, as much as 30,000 parameters.
+COMPILED_PAYS = 10**10
+SETUP = 30_000
+
+
+class _Spent:
+    """Work of this process so far without `compiled`; it decides when things are computed faster, never what comes out."""
+
+    work = 0
 
 
 class Sums:
     """The integer state of one model of `count` trainable parameters."""
 
     def __init__(self, count: int, device: torch.device | str = "cpu", values: Tensor | None = None) -> None:
-        """All zeros, or `values` (int32, shape (count,), contiguous, on `device`), which is then changed in place."""
+        """All zeros on `device`, or `values`: contiguous int32 of shape (count,), which then is changed in place, where it is."""
         if values is None:
             values = torch.zeros(count, dtype=torch.int32, device=device)
         elif values.dtype != torch.int32 or tuple(values.shape) != (count,) or not values.is_contiguous():
             raise ValueError(f"the sum of {count} parameters is a contiguous int32 tensor of shape ({count},)")
         self.values = values
 
-    def add(self, entries: Iterable[tuple[bytes, int]]) -> None:
-        """Add weight times direction for each (direction key, integer weight), modulo 2^32. A weight of 0 costs nothing."""
-        count = self.values.numel()
-        for key, weight in entries:
-            if signed(weight):
-                for first in range(0, count, BLOCK):
-                    size = min(BLOCK, count - first)
-                    self.values[first : first + size] = perturbed(self.values, key, weight, first, size)
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Add weight times direction for each (direction key, weight), modulo 2^32.
+
+        Any number of entries, the same key as often as wanted; weights are integers, of which the lowest 32 bits count; one of 0
+        costs nothing. Raises ValueError, and adds none of its group of 2048, for a key that hasn't 16 bytes.
+        """
+        useful = ((key, weight) for key, weight in entries if weight % (1 << 32))
+        while group := list(islice(useful, GROUP)):
+            keys = [key for key, _ in group]
+            if not all(len(key) == KEY_BYTES for key in keys):
+                raise ValueError(f"the key of a direction has {KEY_BYTES} bytes")
+            self._add(keys, np.array([signed(weight) for _, weight in group], np.int64))
 
     def digest(self) -> bytes:
         """16 bytes of SHA-256 over the sum as little-endian int32."""
-        return sha256(self.values.cpu().numpy().data).digest()[:DIGEST_BYTES]
+        hasher = sha256()
+        for first in range(0, self.values.numel(), DIGEST_BLOCK):
+            hasher.update(self.values[first : first + DIGEST_BLOCK].cpu().numpy().data)
+        return hasher.digest()[:DIGEST_BYTES]
+
+    def _add(self, keys: Sequence[bytes], weights: NDArray[np.int64]) -> None:
+        values = self.values
+        if values.device.type == "cpu" and (fast := _compiled_when_it_pays(len(keys) * (values.numel() + SETUP))):
+            fast(values.numpy(), keys, weights)
+        elif len(keys) <= ONE_BY_ONE:
+            for key, weight in zip(keys, weights.tolist(), strict=True):
+                values.copy_(perturbed(values, key, weight, 0, values.numel()))
+        elif values.device.type == "cpu" and values.numel() >= BITSLICES_MIN:
+            bitslices.add(values.numpy(), keys, weights)
+        else:
+            limbs.add(values, keys, weights)
+
+
+def _compiled_when_it_pays(work: int) -> Compiled | None:
+    _Spent.work += work
+    return _compiled() if _Spent.work >= COMPILED_PAYS else None
+
+
+@cache
+def _compiled() -> Compiled | None:
+    try:
+        from protocols import compiled
+    except ImportError:
+        return None
+    return compiled.add

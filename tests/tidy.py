@@ -31,7 +31,7 @@ IMPURE_MODULES = frozenset(
 IMPURE_CALLS = frozenset({"open", "print", "input", "breakpoint", "hash"})  # hash(): differs with PYTHONHASHSEED
 CODE_FROM_BYTES = frozenset({"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 CODE_FROM_TEXT = frozenset({"eval", "exec", "compile", "__import__"})
-TENSOR_FILES = re.compile(r"protocols/((tensors|perturbation|sums|bitslices|spsa)\.py|merging/.*|compression/.*)")
+TENSOR_FILES = re.compile(r"protocols/((tensors|perturbation|sums|limbs|spsa)\.py|merging/.*|compression/.*)")
 LIBP2P_FILES = re.compile(r"p2pnode/libp2p_\w+\.py")
 
 
