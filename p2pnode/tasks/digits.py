@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from p2pnode.task import Shard, Task
+from protocols.recipe import Recipe
 
 TRAIN_SAMPLES = 1437
 PIXEL_MEAN, PIXEL_DEVIATION = 4.88, 6.02  # of the training images
+# Clipping at about the median |gradient| of a start keeps the heavy tail of projected gradients from throwing the model out; at
+# this rate 4 to 8 nodes of Dirichlet 0.3 learn steadily though each is up to some 80 of the others' steps behind.
+SCALARS = Recipe(lr=0.001, epsilon=0.01, scale=2.0)
 
 
 @cache
@@ -45,4 +49,5 @@ def digits(shard: Shard) -> Task:
         loss=cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.2, momentum=0.9),
         batch_size=32,
+        scalars=SCALARS,
     )
