@@ -1,4 +1,4 @@
-"""`p2pnode status | peers | stop | export`: talk to the daemon of a data folder.
+"""`p2pnode status | peers | pause | resume | stop | export`: talk to the daemon of a data folder.
 
 Owns the asking; what of an answer a person sees is `status_view.py`'s. Asks only through the control socket
 (`p2pnode.control`), so it works for whoever may open that socket and for nobody else. Never changes a data folder itself.
@@ -29,7 +29,7 @@ MODEL_FILE = "model.safetensors"  # p2pnode.store keeps it; importing that would
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`."""
-    for verb in (status, stop, export):  # `peers` is a group: see cli/invite.py
+    for verb in (status, pause, resume, stop, export):  # `peers` is a group: see cli/invite.py
         app.command()(verb)
 
 
@@ -54,6 +54,24 @@ def peers(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson =
     if not as_json:
         for ban in document["banned"]:
             screen.talk(f"banned: {ban['peer_id']}, by {ban['by']}")
+
+
+def pause(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Measure no more gradients (scalars) until `resume`. What is here is still said, and what comes is applied."""
+    _pause("pause", data_dir, config, as_json)
+
+
+def resume(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Go on measuring gradients."""
+    _pause("resume", data_dir, config, as_json)
+
+
+def _pause(verb: str, data_dir: Path | None, config: Path | None, as_json: bool) -> None:
+    screen, document = Screen(as_json), ask(data_folder(data_dir, config), {"do": verb})
+    if as_json:
+        screen.document(document)
+    else:
+        screen.talk("paused" if document["paused"] else "measuring")
 
 
 def stop(data_dir: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:

@@ -31,6 +31,7 @@ Name = Annotated[str | None, typer.Option(help="What people call this node.")]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="digits, fashion-mnist, mnist, or yours: module:function, path.py:function.")
 ]
+Protocol = Annotated[str | None, typer.Option(help="What nodes exchange: models, scalars (a byte a gradient), or both.")]
 Join = Annotated[
     list[str] | None,
     typer.Option(

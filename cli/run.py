@@ -29,6 +29,7 @@ from cli.options import (
     MaxUpload,
     Name,
     Open,
+    Protocol,
     Relay,
     Sets,
     ShardCount,
@@ -62,6 +63,7 @@ def init(
     swarm: Swarm = None,
     name: Name = None,
     task: TaskName = None,
+    protocol: Protocol = None,
     join: Join = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -72,9 +74,8 @@ def init(
     """
     from p2pnode.folder import peer_id, prepare_folder
 
-    config = _config(
-        {"data_dir": data_dir, "swarm": swarm, "name": name, "task": task, "join": joins(join)}, sets, None, environ={}
-    )
+    flags = {"data_dir": data_dir, "swarm": swarm, "name": name, "task": task, "protocol": protocol, "join": joins(join)}
+    config = _config(flags, sets, None, environ={})
     path = config.data_dir / CONFIG_FILE
     prepare_folder(config.data_dir)
     peer = peer_id(config.data_dir)
@@ -99,6 +100,7 @@ def run(
     join: Join = None,
     open_: Open = None,
     task: TaskName = None,
+    protocol: Protocol = None,
     swarm: Swarm = None,
     name: Name = None,
     listen: Listen = None,
@@ -123,6 +125,7 @@ def run(
         "join": joins(join),
         "open": open_,
         "task": task,
+        "protocol": protocol,
         "swarm": swarm,
         "name": name,
         "listen": listen,

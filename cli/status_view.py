@@ -14,6 +14,7 @@ from p2pnode.access import OPEN
 SCREEN_LINES = 24  # of an ordinary terminal: `status` stays within it, whoever is connected
 PEERS_MIN = 2  # shown by `status` however much else there is to say
 ID_END = 8  # characters of a peer id's end, as a node's default name
+DIGEST_SHOWN = 16  # hex digits
 SOURCES_MAX = 6  # there are four
 PEER_COLUMNS = (
     *("peer", "address", "via", "active", "for", "round trip", "offers", "merges", "last exchange", "score", "sent", "received"),
@@ -48,8 +49,7 @@ def _node(document: Document) -> Lines:
         ("access", f"{get('access')}: {access}"),
         ("address", str(get("join"))),
         *_reach(figure("nat") or {}),
-        ("age", f"{count(figure('age'))} local updates seen, {count(figure('steps'))} of them here"),
-        ("merges", f"{count(figure('merges'))}, {count(figure('merges_refused'))} refused"),
+        *_learning(document),
         ("accuracy", f"test {percent(figure('test_accuracy'))}, alone {percent(figure('alone_accuracy'))}"),
         ("loss", f"test {number(figure('test_loss'))}, train {number(figure('train_loss'))} at "
                  f"{number(figure('samples_per_second'), 0)} samples per second"),
@@ -58,6 +58,42 @@ def _node(document: Document) -> Lines:
         *_fetching(figure("fetches") or []),
         ("peers", f"{count(figure('peers'))} active, {count(figure('peers_known'))} more known"),
     ]  # fmt: skip
+
+
+def _learning(document: Document) -> Lines:
+    """How far it is: in models, in gradients, or both."""
+    figure, lines = document.get, []
+    if figure("protocol") != "scalars":
+        lines = [
+            ("age", f"{count(figure('age'))} local updates seen, {count(figure('steps'))} of them here"),
+            ("merges", f"{count(figure('merges'))}, {count(figure('merges_refused'))} refused"),
+        ]
+    return lines + (_gradients(document, scalars) if (scalars := figure("scalars")) else [])
+
+
+def _gradients(document: Document, scalars: Document) -> Lines:
+    """Shared-seed learning: whose gradients, and the bits that they come to."""
+    said = [f"{count(document.get('ledger_entries'))} of {count(scalars.get('authors'))} nodes"]
+    said.append(f"{count(scalars.get('own_steps'))} measured here")
+    if unsaid := scalars.get("unsaid"):
+        said.append(f"{count(unsaid)} of them not said yet")
+    if cut := scalars.get("cut"):
+        said.append(f"{count(cut)} compacted")
+    each = f"{number(document.get('bytes_per_gradient'), 2)} bytes each on a link"
+    state = "paused" if scalars.get("paused") else "measuring"
+    state += ", has all that peers have" if scalars.get("settled") else ", catching up" if scalars.get("catching_up") else ""
+    bits = [f"{name} {str(document.get(f'{name}_digest') or UNKNOWN)[:DIGEST_SHOWN]}" for name in ("state", "ledger")]
+    return [("gradients", f"{', '.join(said)}; {each}"), ("bits", f"{', '.join(bits)}; {state}")]
+
+
+def _alarms(scalars: Document) -> Lines:
+    """What a person must not miss."""
+    lines = [("MUTE", str(mute))] if (mute := scalars.get("mute")) else []
+    if diverged := scalars.get("diverged"):
+        lines.append(("DIVERGED", f"{diverged} times a peer with the same gradients had other bits: a bug or broken hardware"))
+    if voided := scalars.get("voided"):
+        lines.append(("voided", f"{', '.join(str(peer)[-ID_END:] for peer in voided)} signed two things of one step"))
+    return lines
 
 
 def _reach(nat: Document) -> Lines:
@@ -107,6 +143,7 @@ def _health(document: Document) -> Lines:
         *(("by " + str(source.get("source")), _source(source)) for source in (document.get("discovery") or [])[:SOURCES_MAX]),
         ("training", _state(document.get("trainer"))),
         ("storage", _state(document.get("store"))),
+        *_alarms(document.get("scalars") or {}),
         *((f"fault ×{times}", reason) for reason, times in faults),
     ]
 

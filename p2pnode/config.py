@@ -102,7 +102,7 @@ class Config:
         256,
         "Scalars: gradients that are signed and sent together. The signature's 64 bytes are shared by them.",
         low=1,
-        high=4096,
+        high=1024,
     )
     run_s: float = _key(5.0, "Scalars: seconds that a gradient waits for others to be sent with. Guess.", low=0, high=3_600)
     models_every_s: float = _key(

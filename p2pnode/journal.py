@@ -34,7 +34,8 @@ class Journal:
     def __init__(self, records: Records, store: LedgerStore, feed: Callable[[Logged | Pause], None]) -> None:
         self._records, self._store, self._feed = records, store, feed
         self._waiting: deque[Log | tuple[Trim, Snapshot]] = deque()
-        self._something = asyncio.Event()
+        self._something, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
         self._paused = False  # because a person wants it so
         self.mute = store.unknown > 0
         if self.mute:
@@ -65,9 +66,14 @@ class Journal:
         """After all that was put before. `snapshot`: what stands for the entries below the cut from then on."""
         self._put((effect, snapshot))
 
+    async def settle(self) -> None:
+        """Until all that was put before is durable."""
+        await self._idle.wait()
+
     def _put(self, work: Log | tuple[Trim, Snapshot]) -> None:
         self._waiting.append(work)
         self._something.set()
+        self._idle.clear()
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -76,6 +82,7 @@ class Journal:
             self._something.clear()
             while self._waiting:
                 await self._write()
+            self._idle.set()
 
     async def _write(self) -> None:
         """A trim, or all logs up to the next one."""

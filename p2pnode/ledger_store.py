@@ -21,6 +21,8 @@ from protocols.identity import PeerId
 from protocols.merkle import Digest
 
 SIGNED_FILE = "signed"
+STEPS_MAX = (1 << 63) - 1  # what SQLite's integers hold; a ledger's bound is lower
+RUN_ENTRIES_MAX = 4096  # of one row: several times `Limits.run_entries_max`; so few rows are looked at
 _STEPS_DIGITS = 20  # fixed, so that the file is written over in place, within one sector of any disk
 
 # no WITHOUT ROWID: quick_check of SQLite 3.40 takes a sound table for damaged when its key is not its first columns (tested)
@@ -108,15 +110,14 @@ class LedgerStore:
         runs = [run for log in batch for run in log.runs]
         proofs = [proof for log in batch for proof in log.proofs]
         with self._db:
-            self._db.executemany(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET payload = excluded.payload, "
-                "signature = excluded.signature WHERE runs.signature = x''",
-                [_row(run) for run in runs],
-            )
-            self._db.executemany(
-                "DELETE FROM runs WHERE author = ? AND signature = x'' AND first >= ? AND first + count <= ?",
-                [(run.author, run.first, run.first + run.count) for run in runs if run.signature and run.author == self._me],
-            )
+            for run in runs:
+                if run.author == self._me:
+                    self._forget_unsaid(run)
+                self._db.execute(
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET payload = excluded.payload, "
+                    "signature = excluded.signature WHERE runs.signature = x''",
+                    _row(run),
+                )
             self._db.executemany(
                 "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*_row(proof.one), *_row(proof.other)[1:]) for proof in proofs],
@@ -124,6 +125,19 @@ class LedgerStore:
         self._own = max((self._own, *_reach(runs, self._me)))
         if any(not run.signature for run in runs) and self._own > self._signed:
             self._write_signed(self._own)
+
+    def _forget_unsaid(self, run: Run) -> None:
+        """Entries that were logged before they were signed: what `run`, of our own, signs, or says anew from its first step on.
+
+        The latter is rare: peers knew more of our log than we did, so what we hadn't said gave way. Were it kept, a restart would
+        find two things for one step, and might sign the older one.
+        """
+        last = run.first + run.count
+        unsaid = "DELETE FROM runs WHERE author = ? AND signature = x'' AND first BETWEEN ? AND ? AND first + count "
+        if run.signature:
+            self._db.execute(unsaid + "<= ?", (run.author, run.first, last, last))
+        else:
+            self._db.execute(unsaid + "> ?", (run.author, run.first - RUN_ENTRIES_MAX, STEPS_MAX, run.first))
 
     def trim(self, cut: tuple[Mark, ...], snapshot: Snapshot) -> None:
         """From now on `snapshot` stands for everything below `cut`. Raises sqlite3.Error when that isn't durable."""

@@ -89,6 +89,15 @@ def test_a_signed_run_takes_the_place_of_what_was_not_said_yet(folder: Path) -> 
     assert reopened(folder)[0].runs == (run_of(me, 0, 50), run_of(me, 40, 20)), "what was said is never unsaid"
 
 
+def test_what_was_unsaid_gives_way_to_what_is_said_anew(folder: Path) -> None:
+    """Peers knew more of our log than an old copy of the database did: steps 20 to 29 are measured again, from 25 on."""
+    me = wrote(folder)
+    wrote(folder, run_of(me, 0, 20), run_of(me, 20, 20, b""), run_of(me, 40, 20, b""))
+    wrote(folder, run_of(me, 20, 5, fill=8))
+    wrote(folder, run_of(me, 25, 20, b"", fill=9))
+    assert reopened(folder)[0].runs == (run_of(me, 0, 20), run_of(me, 20, 5, fill=8), run_of(me, 25, 20, b"", fill=9))
+
+
 def test_a_trim_leaves_the_tail_and_says_what_stands_for_the_rest(folder: Path) -> None:
     store = Store(folder)
     me = mine(store)
