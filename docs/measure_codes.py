@@ -2,16 +2,15 @@
 
     python docs/measure_codes.py digits --codes log linear sign float32 --rates 0.5 1 2 --seeds 3
 
-Every node has its own model, sum and shard, probes `--probes` times in a row and adds its own entries at once; what the others found
-in a round reaches it after the next one, so entries are late by one to two rounds, as between daemons. `--rates` multiply the
-learning rate of the task's recipe (for `sign`, whose entries are all as large as the scale, see `--sign`). Prints one line per code
-and rate: test loss and accuracy after each quarter, mean over seeds, and the worst seed's at the end.
+Every node has its own model, sum and shard, probes `--probes` times in a row and adds its own entries at once; what the others
+found in a round reaches it after the next one, so entries are late by one to two rounds, as between daemons. `--rates` and
+`--scales` multiply those of the task's recipe. Prints a line for each code, rate and scale: test loss and accuracy at the start
+and after each quarter, mean over seeds, then the worst seed's last loss.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +84,7 @@ def learn(
     seed: int = 0,
     alpha: float = 0.3,
 ) -> tuple[list[Point], list[Node]]:
-    """`nodes` nodes learn task `name`, `steps` entries each. Five points, from the start to the end, and the nodes, all settled."""
+    """`nodes` nodes learn task `name`, `steps` entries each: five points, from start to end, and the nodes, all settled."""
     crowd = [Node(name, index, nodes, seed, alpha, recipe) for index in range(nodes)]
     rounds = max(1, steps // probes)
     looks = {round(rounds * quarter / 4) for quarter in range(4)}
@@ -110,19 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--codes", nargs="+", default=["log", "linear", "sign", "float32"])
     asked.add_argument("--rates", nargs="+", type=float, default=[1.0], help="times the recipe's learning rate")
     asked.add_argument("--scales", nargs="+", type=float, default=[1.0], help="times the recipe's scale")
-    asked.add_argument("--sign", type=float, default=1.0, help="for the sign, times the recipe's scale")
     asked.add_argument("--seeds", type=int, default=3)
     asked.add_argument("--nodes", type=int, default=4)
     asked.add_argument("--steps", type=int, default=1200, help="entries of each node")
     asked.add_argument("--probes", type=int, default=20, help="entries of a round")
-    asked.add_argument("--json", action="store_true")
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
     plain = make(given.task, Shard(), 0).scalars
     assert plain is not None, f"task '{given.task}' has no recipe"
     for code in given.codes:
         for rate in given.rates:
-            for times in [given.sign] if code == "sign" else given.scales:
+            for times in given.scales:
                 recipe = replace(plain, code=code, lr=plain.lr * rate, scale=plain.scale * times)
                 _report(given, recipe)
 
@@ -139,14 +136,9 @@ def _report(given: argparse.Namespace, recipe: Recipe) -> None:
     ]
     worst = max(points[-1].loss for points in runs)
     seconds = (time.monotonic() - began) / given.seeds
-    if given.json:
-        row = {"code": recipe.code, "lr": recipe.lr, "scale": recipe.scale, "quarters": quarters, "worst_loss": worst}
-        print(json.dumps(row), flush=True)
-        return
     curve = "  ".join(f"{loss:.3f}/{accuracy:.3f}" for _, loss, accuracy in quarters)
-    print(
-        f"{recipe.code:8} lr {recipe.lr:<8.3g} scale {recipe.scale:<5.3g} {curve}  worst {worst:.3f}  {seconds:.1f} s", flush=True
-    )
+    asked = f"{recipe.code:8} lr {recipe.lr:<8.3g} scale {recipe.scale:<5.3g}"
+    print(f"{asked} {curve}  worst {worst:.3f}  {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
