@@ -40,7 +40,8 @@ from simulations.world import World
 
 SCOPE = swarm_digest("test") + bytes(16)
 SMALL = {
-    "nodes": 4, "seconds": 60.0, "hidden": [4], "same_init": True, "protocol": "scalars", "scalar_lr": 1e-3, "epsilon": 1e-3, "scale": 4.0,
+    "nodes": 4, "seconds": 60.0, "hidden": [4], "same_init": True,
+    "protocol": "scalars", "scalar_lr": 1e-3, "epsilon": 1e-3, "scale": 4.0,
 }  # fmt: skip
 RECIPE = Recipe(lr=1e-3, epsilon=1e-3, scale=4.0)
 
