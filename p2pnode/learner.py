@@ -15,16 +15,19 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from p2pnode.errors import ConfigError
 from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
+from p2pnode.scalar_learner import Scalars, agreed_digest, driven, scope_of
+from p2pnode.scalar_results import ProbeResult
 from p2pnode.task import Shard, Task, make
 from p2pnode.tasks.samples import Samples, shuffled
 from p2pnode.trainer import Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
@@ -32,6 +35,8 @@ from protocols import tensors
 from protocols.merging import BadInput, MergeRule, rule_named
 from protocols.merkle import Digest, Tree
 
+PROTOCOLS = ("models", "scalars", "both")
+LOCAL_FILE = "local.safetensors"  # in combined mode: the model without what is learned from scalars
 VALIDATION_SAMPLES_MAX = 256  # of the local training data, for the gate: one batch, a few milliseconds
 EVALUATION_BATCH = 1000  # test samples at a time: bounds memory, large enough to be fast
 
@@ -46,11 +51,18 @@ class Pupil:
         self.task, self.model, self.samples, self.hurry = task, model, samples, hurry
         self.order = shuffled(len(samples), task.batch_size, rng)
         self.steps = 0
-        self.forget()
+        self._optimizer: Optimizer | None = None
 
     def forget(self) -> None:
-        """A fresh optimizer."""
-        self.optimizer = self.task.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        """A fresh optimizer from now on."""
+        self._optimizer = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Made when it is needed: in shared-seed mode never, and torch takes seconds to load what it wants for the first."""
+        if self._optimizer is None:
+            self._optimizer = self.task.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        return self._optimizer
 
     def learn(self, steps: int) -> float:
         """So many optimizer steps, or fewer when there is a hurry, but at least one; the mean of their losses."""
@@ -88,11 +100,12 @@ class Learner:
         """Raises ConfigError when the task, the device, the merge rule or the file to resume from is bad."""
         torch.set_num_threads(settings.threads)
         self.settings, self.blobs = settings, blobs
-        hurry = hurry or threading.Event()
+        self.hurry = hurry = hurry or threading.Event()
         self.device = _device(settings.device)
         self.rule = _rule(settings.merge)
         shard = Shard(settings.shard_index, settings.shard_count, settings.shard_seed, settings.alpha)
-        self.task = make(settings.task, shard, settings.init_seed)
+        self.combined = settings.protocol == "both"
+        self.task = make(settings.task, shard, settings.init_seed, first_order=settings.protocol != "scalars")
         model = self.task.model.to(self.device)
         self.schema = tensors.schema_of(model)
         self.test = Samples(self.task.test_data, self.device)
@@ -100,18 +113,31 @@ class Learner:
         self.validation = samples.take(_random(settings, 4).permutation(len(samples))[:VALIDATION_SAMPLES_MAX])
         self.untrained_loss = self._validation_loss(model)
         self.alone = None
-        if settings.measure_alone:
+        if settings.measure_alone and settings.protocol != "scalars":
             self.alone = Pupil(self.task, copy.deepcopy(model), samples, _random(settings, 3, 0), hurry)
         steps = self._restore(model, at)
         self.pupil = Pupil(self.task, model, samples, _random(settings, 3, steps), hurry)
         self.pupil.steps = steps
         torch.manual_seed(int(_random(settings, 5, steps).integers(1 << 62)))  # dropout and the like
+        self.scalars: Scalars | None = None
         self._keep_blob()
+        if settings.protocol != "models":
+            self._share_seeds(model, samples)
+
+    def _share_seeds(self, model: nn.Module, samples: Samples) -> None:
+        """From now on the parameters are the model's, which has just been written, plus a sum of entries."""
+        settings = self.settings
+        driver = driven(self.task, model, settings.task, settings.swarm, settings.author)
+        self.agreed = agreed_digest(self.schema, driver, None if self.combined else self.tree.digest)
+        scope = scope_of(settings.swarm, self.agreed)
+        self.scalars = Scalars(self.task, driver, samples, scope, self.blobs.parent, self.blobs)
+        self.scalars.move_base(tensors.decode(self.schema, map_blob(self._blob())))
 
     def ready(self) -> Ready:
         """What the parent wants to know first."""
+        scalars = self.scalars
         return Ready(
-            schema_digest=self.schema.digest,
+            schema_digest=self.schema.digest if scalars is None else self.agreed,
             size=self.schema.size,
             parameters=sum(p.numel() for p in self.pupil.model.parameters() if p.requires_grad),
             samples=len(self.pupil.samples),
@@ -120,6 +146,7 @@ class Learner:
             digest=self.tree.digest,
             leaves=self.tree.levels[0],
             steps=self.pupil.steps,
+            code="" if scalars is None else scalars.model.recipe.code,
         )
 
     def train(self, steps: int) -> TrainResult:
@@ -131,13 +158,15 @@ class Learner:
         else:
             loss = math.nan
             _load(self.pupil.model, tensors.decode(self.schema, self._blob().read_bytes()))
+            if self.scalars is not None:
+                self.scalars.model.settle()
             self.pupil.forget()
         seconds = time.perf_counter() - began
         return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], self.pupil.steps - before, loss, seconds)
 
     def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
         """Merge what can be merged of `inputs`; keep it if the gate lets it through."""
-        own = tensors.state_of(self.pupil.model)
+        own = self._own()
         received, faults = self._read(inputs)
         merged: State | None = None
         while received and merged is None:
@@ -146,8 +175,8 @@ class Learner:
             except BadInput as error:
                 faults.append((received.pop(error.index)[0], str(error).removeprefix(f"received model {error.index}: ")))
         kept, loss = (False, math.nan) if merged is None else self._replace(merged)
-        if kept:
-            self._keep_blob()
+        if merged is not None and kept:
+            self._keep_blob({name: merged[name] for name in self._moved()})
         used = tuple(digest for digest, _, _ in received)
         return MergeResult(self.tree.digest, self.schema.size, self.tree.levels[0], kept, used, tuple(faults), loss)
 
@@ -179,15 +208,43 @@ class Learner:
         """The current model as safetensors, with `steps` and `schema` in its metadata. Raises ConfigError."""
         own = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
         save_model(self.pupil.model, path, {**metadata, **own})
+        if self.scalars is None:
+            return
+        if self.combined:
+            with self.scalars.apart():
+                save_model(self.pupil.model, self.scalars.folder / LOCAL_FILE, own)
+        self.scalars.checkpoint()
+
+    def probe(self, first: int, count: int) -> ProbeResult:
+        """Gradients at our steps `first` and on, each an entry that is in the sum at once."""
+        assert self.scalars is not None, "asked for in shared-seed mode only"
+        return self.scalars.probe(first, count, _random(self.settings, 6, first), self.hurry)
 
     def _blob(self) -> Path:
         return self.blobs / self.tree.digest.hex()
 
-    def _keep_blob(self) -> None:
-        """Hand the current model over as a file, and remember it as the last good one."""
-        data = tensors.encode(self.schema, tensors.state_of(self.pupil.model))
+    def _own(self) -> State:
+        """The model that is trained, offered and merged: in combined mode the parameters without the sum."""
+        state = tensors.state_of(self.pupil.model)
+        return state if self.scalars is None else state | {name: self.scalars.base[name] for name in self._moved()}
+
+    def _moved(self) -> Collection[str]:
+        """Names of the parameters that a sum is added to."""
+        return () if self.scalars is None else self.scalars.model.live
+
+    def _keep_blob(self, apart: State | None = None) -> None:
+        """Hand the current model over as a file, and remember it as the last good one.
+
+        `apart`: in combined mode, the parameters without the sum, where they are known; else they are reckoned.
+        """
+        model = tensors.state_of(self.pupil.model)
+        if self.scalars is not None:
+            model |= self.scalars.model.without_sum() if apart is None else apart
+        data = tensors.encode(self.schema, model)
         self.tree = Tree.of(data)
         write_blob(self._blob(), data)
+        if self.scalars is not None:
+            self.scalars.move_base(tensors.decode(self.schema, map_blob(self._blob())))
 
     def _restore(self, model: nn.Module, at: tuple[Path, int] | None) -> int:
         """Bring `model` to where an earlier process was, as far as it left anything; the steps it had done."""
@@ -197,7 +254,11 @@ class Learner:
             if Tree.of(data).digest.hex() == blob.name:
                 _load(model, tensors.decode(self.schema, data))
                 return steps
-        return 0 if self.settings.resume is None else resume_model(model, self.settings.resume, self.settings.task)
+        local = self.blobs.parent / LOCAL_FILE
+        resume = local if self.combined and local.is_file() else self.settings.resume
+        if resume is None or self.settings.protocol == "scalars":  # then all start from one model, and the ledger does the rest
+            return 0
+        return resume_model(model, resume, self.settings.task)
 
     def _is_usable(self) -> bool:
         """Whether peers would take our model: finite, and not about to overflow."""
@@ -210,17 +271,24 @@ class Learner:
     def _replace(self, merged: State) -> tuple[bool, float]:
         """Put `merged` in the model's place if its loss on local data is bearable; whether it was, and that loss.
 
-        The two are swapped tensor by tensor, so that going back is exact and costs no third copy.
+        The two are swapped tensor by tensor, so that going back is exact and costs no third copy; what a sum is added to
+        moves with its base.
         """
         model = self.pupil.model
         worst = max((x for x in (self.untrained_loss, self._validation_loss(model)) if math.isfinite(x)), default=math.inf)
         bound = worst + (self.settings.merge_tolerance - 1) * abs(worst)
-        live = model.state_dict()
-        _swap(live, merged, list(merged))
+        live, scalars = model.state_dict(), self.scalars
+        names = [name for name in merged if name not in self._moved()]
+        base: State = {} if scalars is None else dict(scalars.base)
+        _swap(live, merged, names)
+        if scalars is not None:
+            scalars.move_base(merged)
         loss = self._validation_loss(model)
         if math.isfinite(loss) and loss <= bound:
             return True, loss
-        _swap(live, merged, list(merged)[::-1])  # backwards, so that tensors under two names come right
+        _swap(live, merged, names[::-1])  # backwards, so that tensors under two names come right
+        if scalars is not None:
+            scalars.move_base(base)
         return False, loss
 
     def _validation_loss(self, model: nn.Module) -> float:

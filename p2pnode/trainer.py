@@ -4,9 +4,10 @@ Owns the child process and its socket. It must never import torch, nor train or 
 thread ruins the network (402 to 85 MB/s beside a training loop, issue 2). Models pass as blob files, never over the socket.
 
 A request is carried out to its end even when the coroutine that asked for it is cancelled; the next request waits its turn.
-A child that dies is replaced and continues from the last model it handed over, with a fresh optimizer; the request is
-repeated. So a caller sees an answer, a `ConfigError` that the user must mend, or a `TrainerError` after `CRASHES_MAX`
-crashes in a row. Idea: Erlang's supervisors (one child, bounded restarts); multiprocessing's spawn for what a child must know.
+A child that dies is replaced and continues from the last model it handed over, with a fresh optimizer, and in shared-seed mode
+with all entries, from the `History` that `restore` named; the request is repeated. So a caller sees an answer, a `ConfigError`
+that the user must mend, or a `TrainerError` after `CRASHES_MAX` crashes in a row. Idea: Erlang's supervisors (one child, bounded
+restarts); multiprocessing's spawn for what a child must know.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode.errors import ConfigError
+from p2pnode.scalar_results import AdoptResult, CompactResult, History, ProbeResult, RestoreResult
+from p2pnode.spans import ends, in_parts, packed, up_to
 from p2pnode.trainer_child import Child, CrashError
+from protocols.codes import code_named
+from protocols.entries import Mark, Span
+from protocols.identity import PeerId
 from protocols.merkle import Digest
 
 log = logging.getLogger(__name__)
@@ -42,7 +48,8 @@ class TrainerSettings:
     start. `merge`: a rule's name in `protocols.merging`. `device`: auto (cuda where present), cpu or cuda. `measure_alone`: train
     a second copy without exchange, for `Evaluation.alone_accuracy`. `merge_tolerance`: a merged model is kept while its loss on
     local data is at most so many times the loss before the merge, or of the untrained model if that is higher. `resume`: a
-    file that `Trainer.save` wrote, to go on from.
+    file that `Trainer.save` wrote, to go on from. `protocol`: models, scalars or both; with the last two, `swarm` is the swarm's
+    16-byte digest and `author` this node's id, and snapshots lie beside the folder of blobs.
     """
 
     task: str
@@ -57,11 +64,18 @@ class TrainerSettings:
     measure_alone: bool = False
     merge_tolerance: float = 1.5
     resume: Path | None = None
+    protocol: str = "models"
+    swarm: bytes = b""
+    author: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The child has its task. `leaves`: the Merkle leaves of blob `digest`, the model it starts from after `steps` steps."""
+    """The child has its task. `leaves`: the Merkle leaves of blob `digest`, the model it starts from after `steps` steps.
+
+    `schema_digest`: what nodes must share to work together; in shared-seed mode the recipe too, and in `scalars` the model that
+    all start from. `code`: by which entries are written, empty where there are none.
+    """
 
     schema_digest: bytes
     size: int
@@ -72,6 +86,7 @@ class Ready:
     digest: Digest
     leaves: tuple[bytes, ...]
     steps: int
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +132,13 @@ class Evaluation:
     seconds: float
 
 
-_RESULTS = {"train": TrainResult, "merge": MergeResult, "evaluate": Evaluation}
+_RESULTS = {
+    "train": TrainResult,
+    "merge": MergeResult,
+    "evaluate": Evaluation,
+    "probe": ProbeResult,
+    "compact": CompactResult,
+}
 
 
 class Trainer:
@@ -132,6 +153,7 @@ class Trainer:
         self._blobs = blobs
         self._child: Child | None = None
         self._last: Ready | None = None  # the model a new child starts from
+        self._history: History | None = None
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[Any]] = set()
         self._stopped = False
@@ -166,6 +188,49 @@ class Trainer:
         result: Evaluation = await self._ask("evaluate")
         return result
 
+    async def restore(self, history: History) -> RestoreResult:
+        """Put into the sum what `history` tells of, now and whenever a child takes the place of one that died.
+
+        To be asked once, before all else of shared-seed mode. Entries that are in a checkpoint needn't be applied again. Raises
+        ConfigError when the snapshot is gone or damaged.
+        """
+        self._history = history
+        result: RestoreResult = await self._ask("restore")
+        return result
+
+    async def probe(self, first: int, count: int) -> ProbeResult:
+        """Measure `count` gradients, at our steps `first` and on, and add each to the sum at once."""
+        result: ProbeResult = await self._ask("probe", first, count)
+        return result
+
+    async def apply(self, add: Sequence[Span], retract: Sequence[Span] = ()) -> None:
+        """Add entries to the sum, then take others back. What is in it already, or isn't, is no work."""
+        for part in in_parts(add, self._entry_bytes):
+            await self._ask("apply", part, [])
+        if retract:
+            await self._ask("apply", [], packed(retract))
+
+    async def fingerprint(self) -> bytes:
+        """16 bytes that are the same where recipe and sum are."""
+        [state] = await self._ask("fingerprint")
+        return bytes(state)
+
+    async def compact(self, cut: Sequence[Mark], tail: Sequence[Span]) -> CompactResult:
+        """Make a snapshot of the sum as it was at `cut`: without `tail`, all entries above it.
+
+        Raises ConfigError when it can't be written; then nothing has changed.
+        """
+        result: CompactResult = await self._ask("compact", cut, tail)
+        return result
+
+    async def adopt(self, digest: Digest, path: Path) -> AdoptResult:
+        """Put the sum of snapshot `digest`, whose verified bytes are in the file `path`, in the place of ours.
+
+        What was applied above its cut must be applied again. Raises ConfigError when it can't be kept; then nothing has changed.
+        """
+        cut, reason = await self._ask("adopt", digest, str(path))
+        return AdoptResult(tuple(Mark(PeerId(author), count, chain) for author, count, chain in cut), reason)
+
     async def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the current model as safetensors, durably and all or nothing. Raises ConfigError when `path` can't be written.
 
@@ -185,6 +250,11 @@ class Trainer:
         if self._work:
             await asyncio.wait(self._work)
 
+    @property
+    def _entry_bytes(self) -> int:
+        assert self._last is not None, "a process that learns from entries was started"
+        return code_named(self._last.code).entry_bytes
+
     async def _ask(self, *request: Any) -> Any:
         work = asyncio.create_task(self._answer(request))
         self._work.add(work)
@@ -201,13 +271,7 @@ class Trainer:
         async with self._turn:
             for crash in range(1, CRASHES_MAX + 1):
                 try:
-                    if request[0] == "start" or self._child is None:
-                        await self._launch()
-                    if request[0] == "start":
-                        return self._last
-                    assert self._child is not None, "launched above"
-                    fields = await self._child.ask(request)
-                    return self._remember(_RESULTS[request[0]](*fields)) if fields else None
+                    return await self._try(request)
                 except CrashError as error:
                     await self._drop()
                     if self._stopped:
@@ -215,6 +279,39 @@ class Trainer:
                     last = str(error)
                     log.warning("training process crashed (%d of %d) during %s: %s", crash, CRASHES_MAX, request[0], last)
             raise TrainerError(f"the training process crashed {CRASHES_MAX} times in a row; the last time {last}")
+
+    async def _try(self, request: tuple[Any, ...]) -> Any:
+        """Carry it out with one child."""
+        kind = request[0]
+        if kind == "start" or self._child is None:
+            await self._launch()
+            if self._history is not None and kind != "restore":
+                await self._restore(request)
+        if kind == "start":
+            return self._last
+        if kind == "restore":
+            return await self._restore(request)
+        assert self._child is not None, "launched above"
+        fields = await self._child.ask(request)
+        return self._remember(_RESULTS[kind](*fields)) if kind in _RESULTS else fields
+
+    async def _restore(self, request: tuple[Any, ...]) -> RestoreResult:
+        """Give the child's sum all that was in it, or as much as `request` counts on."""
+        assert self._history is not None, "restore has named it"
+        assert self._child is not None, "it was launched"
+        snapshot, spans = self._history()
+        if request[0] == "compact":  # what has come since then would get into the snapshot
+            spans = up_to(spans, request[1], request[2], self._entry_bytes)
+        try:
+            found, warnings = await self._child.ask(("restore", snapshot, list(ends(spans, self._entry_bytes).items())))
+            for part in in_parts(spans, self._entry_bytes):
+                await self._child.ask(("apply", part, []))
+        except ConfigError:
+            await self._drop()  # it must not go on with another sum
+            raise
+        for warning in warnings:
+            log.warning("%s", warning)
+        return RestoreResult(None if found is None else CompactResult(*found), warnings)
 
     async def _launch(self) -> None:
         """A child with its task, at the last model handed over."""

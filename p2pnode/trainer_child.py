@@ -7,6 +7,7 @@ stop, nor leave a zombie or an orphan. Frames are a length of four bytes, big-en
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -28,6 +29,11 @@ FRAME_BYTES_MAX = 1 << 26  # of our own child: leaf hashes of a 2 GiB model are 
 log = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+def fields_of(data: Any) -> list[Any]:
+    """A dataclass as msgpack takes it."""
+    return [getattr(data, field.name) for field in dataclasses.fields(data)]
 
 
 class CrashError(Exception):
@@ -72,7 +78,7 @@ class Child:
 
     def tell(self, request: tuple[Any, ...]) -> None:
         """Send a request and wait for nothing."""
-        data = msgpack.packb(request)
+        data = msgpack.packb(request, default=fields_of)
         self.writer.write(len(data).to_bytes(4, "big") + data)
 
     async def ask(self, request: tuple[Any, ...]) -> list[Any]:

@@ -8,7 +8,6 @@ when the user's code raises. It must never write to stdout, handle Ctrl-C, or ou
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import faulthandler
 import os
 import queue
@@ -23,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from p2pnode.errors import ConfigError
+from p2pnode.spans import unpacked
 from p2pnode.trainer import TrainerSettings
+from p2pnode.trainer_child import fields_of
+from protocols.entries import Mark, Span
 
 if TYPE_CHECKING:
     from p2pnode.learner import Learner
@@ -47,7 +49,7 @@ def main(fd: int, parent: int) -> None:
             match requests.get():
                 case ["start", settings, blobs, path, at]:
                     learner = _start(settings, blobs, path, at, hurry)
-                    answer = _fields(learner.ready())
+                    answer = fields_of(learner.ready())
                 case request:
                     assert learner is not None, "the parent starts a task first"
                     answer = _carry_out(learner, request)
@@ -63,14 +65,29 @@ def main(fd: int, parent: int) -> None:
 def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
     match request:
         case ["train", steps]:
-            return _fields(learner.train(steps))
+            return fields_of(learner.train(steps))
         case ["merge", own_weight, inputs]:
-            return _fields(learner.merge(own_weight, [(digest, Path(path), weight) for digest, path, weight in inputs]))
+            return fields_of(learner.merge(own_weight, [(digest, Path(path), weight) for digest, path, weight in inputs]))
         case ["evaluate"]:
-            return _fields(learner.evaluate())
+            return fields_of(learner.evaluate())
         case ["save", path, metadata]:
             learner.save(Path(path), metadata)
             return []
+        case ["probe", first, count]:
+            return fields_of(learner.probe(first, count))
+    assert learner.scalars is not None, "the parent knows what it has started"
+    match request:
+        case ["apply", add, retract]:
+            learner.scalars.apply(unpacked(add), unpacked(retract))
+            return []
+        case ["fingerprint"]:
+            return [learner.scalars.model.digest]
+        case ["restore", snapshot, ends]:
+            return fields_of(learner.scalars.restore(snapshot, dict(ends)))
+        case ["compact", cut, tail]:
+            return fields_of(learner.scalars.compact([Mark(*mark) for mark in cut], [Span(*span) for span in tail]))
+        case ["adopt", digest, path]:
+            return fields_of(learner.scalars.adopt(digest, Path(path)))
     raise AssertionError(f"unknown request {request[0]}")
 
 
@@ -111,12 +128,8 @@ def _frame(stream: Any) -> bytes:
     return data
 
 
-def _fields(result: Any) -> list[Any]:
-    return [getattr(result, field.name) for field in dataclasses.fields(result)]
-
-
 def _send(sock: socket.socket, answer: list[Any]) -> None:
-    data = msgpack.packb(answer)
+    data = msgpack.packb(answer, default=fields_of)
     sock.sendall(len(data).to_bytes(4, "big") + data)
 
 

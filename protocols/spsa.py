@@ -90,7 +90,7 @@ class SpsaModel:
         """
         counts = dict(self.counts)
         new = []
-        for span in spans:
+        for span in sorted(spans, key=lambda span: span.first):
             have, end = counts.get(span.author, 0), self._end(span)
             if span.first > have:
                 raise ValueError(f"entries {have} to {span.first - 1} of an author are missing")
@@ -108,7 +108,7 @@ class SpsaModel:
         """
         counts = dict(self.counts)
         old = []
-        for span in spans:
+        for span in sorted(spans, key=lambda span: -span.first):
             have, end = counts.get(span.author, 0), self._end(span)
             if span.first >= have:
                 continue
