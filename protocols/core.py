@@ -1,4 +1,4 @@
-"""One participant, composed of membership, transfers, scoring and gossip.
+"""One participant: membership, transfers, scoring, and one or both ways of learning, from models (gossip) or shared scalars.
 
 The contract with whoever drives it: `handle(event, now)` is called for everything that happens, one call at a time, and
 returns the effects to carry out, in order; `handle(Tick(), t)` is called at or after `deadline`. The core never reads a clock,
@@ -10,19 +10,27 @@ A link is greeted first: both sides send a hello (swarm and schema digests), and
 
 from __future__ import annotations
 
-from protocols.effects import Effect, Hangup, Kind
+from protocols.effects import Effect, Kind
+from protocols.entries import Restored, Span
 from protocols.errors import OtherVersion, RemoteError
 from protocols.events import (
+    Adopted,
     Allow,
+    Applied,
+    Compacted,
     DialFailed,
     Event,
+    Fingerprinted,
     Frame,
     Join,
     Leave,
+    Logged,
     Merged,
     Metered,
+    Pause,
     PeerDown,
     PeerUp,
+    Probed,
     Reachable,
     Revoke,
     Stored,
@@ -31,8 +39,9 @@ from protocols.events import (
 )
 from protocols.fields import is_address
 from protocols.gossip import PENALTY_BAD_MODEL, Gossip, GossipSettings, ModelState, Phase
+from protocols.greeting import Greeting
 from protocols.holdings import Holdings
-from protocols.identity import Identity, PeerId, peer_text
+from protocols.identity import Identity, PeerId
 from protocols.links import Link, State, new_link
 from protocols.membership import Membership
 from protocols.messages import (
@@ -51,29 +60,28 @@ from protocols.messages import (
     Pong,
     Revocations,
     RevocationsKnown,
+    Runs,
+    ScalarMessage,
     Shuffle,
     SignedOffer,
     Want,
 )
 from protocols.randomness import Randomness
 from protocols.revocation import SHUT_OUT, Register
+from protocols.scalars import Scalars
 from protocols.scoring import Scores
 from protocols.serving import Shelf
 from protocols.settings import CoreSettings, swarm_digest
 from protocols.snapshot import PeerStatus, Snapshot, peer_status, snapshot_of
 from protocols.transfer import PENALTY_STALLED, Transfers
 from protocols.turn import Turn
-from protocols.wire import VERSION, decode
+from protocols.wire import decode
 
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot", "swarm_digest"]
 
-PENALTY_RUDE = 40.0  # says hello twice
+PENALTY_FORK = 100.0  # said two things of one step: there is a proof
+FORKED = "signed two things of one step"
 PENALTY_EARLY = 2.0  # talks before it has said hello: rude, or a queue was full and the hello is lost
-REFUSALS = {  # what we tell whom we have no use for
-    Goodbye.OTHER_SWARM: "you belong to another swarm",
-    Goodbye.OTHER_SCHEMA: "your model has another schema",
-    Goodbye.OTHER_VERSION: f"you speak another version of the protocol, this is {VERSION}",
-}
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
 
 
@@ -89,8 +97,12 @@ class Core:
         now: float,
         addresses: tuple[str, ...] = (),
         contacts: tuple[Contact, ...] = (),
+        ledger: Restored | None = None,
     ) -> None:
-        """`addresses`: where we can be dialled (multiaddrs). `contacts`: members remembered from before."""
+        """`addresses`: where we can be dialled (multiaddrs). `contacts`: members remembered. `ledger`: what was logged.
+
+        Raises ValueError when what was logged contradicts itself.
+        """
         limits = settings.limits
         self._settings, self._limits = settings, limits
         self._swarm = swarm_digest(settings.swarm)
@@ -105,10 +117,15 @@ class Core:
             identity.peer, limits, randomness, self._links, now, known, settings.neighbours, self._register
         )
         self._members.addresses = self._sayable(addresses)
+        self._greeting = Greeting(settings, self._members)
         scope = self._swarm + settings.schema
         self._gossip = Gossip(
             identity, scope, settings.gossip, limits, settings.samples, model, randomness,
             self._members.active, self._register, self._transfers, self._shelf, self._holdings, now,
+        )  # fmt: skip
+        self._scalars = None if settings.scalars is None else Scalars(
+            identity, scope, settings.scalars, limits, self._members.active, self._links, self._register,
+            self._transfers, self._shelf, self._holdings, ledger or Restored(), now,
         )  # fmt: skip
         self._faults: dict[str, int] = {}
         self._leaving = False
@@ -168,6 +185,10 @@ class Core:
                 self._enforce(turn)
             case Allow(peer):
                 self._register.allow(peer)
+            case Probed() | Applied() | Fingerprinted() | Logged() | Compacted() | Adopted() | Pause():
+                assert self._scalars is not None, "this core learns from models alone"
+                if not self._leaving:
+                    self._scalars.on_event(event, turn)
             case Tick() | DialFailed():
                 pass
 
@@ -179,7 +200,8 @@ class Core:
         idle = (link.since for link in self._links.values() if self._idle(link))
         return min(
             self._members.deadline,
-            self._gossip.deadline,
+            self._gossip.deadline if self._settings.models else float("inf"),
+            self._scalars.deadline if self._scalars is not None else float("inf"),
             self._transfers.deadline,
             min(idle, default=float("inf")) + self._limits.hello_s_max,
         )
@@ -187,13 +209,16 @@ class Core:
     def _tick(self, turn: Turn) -> None:
         for link in list(self._links.values()):
             if self._idle(link) and turn.now >= link.since + self._limits.hello_s_max:
-                self._hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
+                self._greeting.hang_up(link, Goodbye.IDLE, "neither of us keeps the other as an active peer", turn)
                 self._members.turned_away(link, turn.now)
         self._members.tick(turn)
         for peer in self._transfers.tick(turn):
             self._blame(peer, RemoteError("a model that it offered doesn't come", PENALTY_STALLED), turn)
         self._gossip.pulling.pull(turn)
-        self._gossip.tick(turn)
+        if self._settings.models:
+            self._gossip.tick(turn)
+        if self._scalars is not None:
+            self._scalars.tick(turn)
 
     def _idle(self, link: Link) -> bool:
         """Whether a link is of no use to anybody yet: not greeted, or nobody's active peer."""
@@ -204,23 +229,19 @@ class Core:
     def _on_up(self, link: Link, turn: Turn) -> None:
         assert link.peer not in self._links, "the driver reports one link a peer at a time"
         if self._leaving:
-            self._turn_away(link, Goodbye.LEAVING, "this node is leaving", turn)
+            self._greeting.turn_away(link, Goodbye.LEAVING, "this node is leaving", turn)
         elif link.peer in self._register:
-            self._turn_away(link, Goodbye.FAULT, SHUT_OUT, turn)
+            self._greeting.turn_away(link, Goodbye.FAULT, SHUT_OUT, turn)
         elif self._scores.graylisted(link.peer, turn.now):
-            self._turn_away(link, Goodbye.FAULT, "too many faults lately", turn)
+            self._greeting.turn_away(link, Goodbye.FAULT, "too many faults lately", turn)
+        elif self._scalars is not None and link.peer in self._scalars.ledger.voided:
+            self._greeting.turn_away(link, Goodbye.FAULT, FORKED, turn)
         elif not self._members.welcome(link):
-            self._turn_away(link, Goodbye.VIEW_FULL, "too many links", turn)
+            self._greeting.turn_away(link, Goodbye.VIEW_FULL, "too many links", turn)
         else:
             self._links[link.peer] = link
             self._members.dialler.answered(link.peer)
-            turn.send(link.peer, Hello(self._swarm, self._settings.schema, self._members.addresses))
-
-    def _turn_away(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
-        """Close a link that has just come up, and keep nothing of it."""
-        self._members.turned_away(link, turn.now)
-        turn.send(link.peer, Bye(reason, text))
-        turn.add(Hangup(link.peer, text))
+            self._greeting.hello(link, turn)
 
     def _on_down(self, peer: PeerId, turn: Turn) -> None:
         link = self._links.pop(peer, None)
@@ -229,15 +250,12 @@ class Core:
             self._transfers.peer_lost(peer, turn)
             self._gossip.pulling.peer_lost(peer, turn)
 
-    def _hang_up(self, link: Link, reason: Goodbye, text: str, turn: Turn) -> None:
-        self._members.parting(link, text, turn)
-        turn.send(link.peer, Bye(reason, text))
-        turn.add(Hangup(link.peer, text))
-
     def _leave(self, turn: Turn) -> None:
+        if self._scalars is not None and not self._leaving:
+            self._scalars.leave(turn)
         self._leaving = True
         for link in [link for link in self._links.values() if link.state is not State.CLOSING]:
-            self._hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
+            self._greeting.hang_up(link, Goodbye.LEAVING, "this node is leaving", turn)
 
     def _enforce(self, turn: Turn) -> None:
         """Whoever is shut out now: nothing of it is kept, and no link."""
@@ -246,7 +264,7 @@ class Core:
             self._gossip.pulling.shut_out(peer, turn)
             link = self._links.get(peer)
             if link is not None and link.state is not State.CLOSING:
-                self._hang_up(link, Goodbye.FAULT, SHUT_OUT, turn)
+                self._greeting.hang_up(link, Goodbye.FAULT, SHUT_OUT, turn)
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -257,21 +275,24 @@ class Core:
         try:
             message = decode(data, self._limits)
             link.heard = turn.now
-            if not isinstance(message, Chunk | Want):  # these two have bounds of their own
+            if not isinstance(message, Chunk | Want | Runs):  # these have bounds of their own
                 link.charge(turn.now, self._limits)
             self._on_message(link, message, turn)
         except RemoteError as fault:
             if isinstance(fault, OtherVersion) and link.state is State.GREETING:
-                self._refuse(link, Goodbye.OTHER_VERSION, fault.reason, turn)
+                self._greeting.refuse(link, Goodbye.OTHER_VERSION, fault.reason, turn)
                 return
             self._blame(peer, fault, turn)
             self._gossip.pulling.pull(turn)
 
     def _on_message(self, link: Link, message: Message, turn: Turn) -> None:
         if isinstance(message, Bye):
-            self._on_bye(link, message, turn)
+            self._greeting.on_bye(link, message, turn)
         elif isinstance(message, Hello):
-            self._on_hello(link, message, turn)
+            if self._greeting.on_hello(link, message, turn):
+                self._register.opened(link, turn)
+                self._members.opened(link, turn)
+                self._greet(link, turn)
         elif link.state is State.GREETING:
             raise RemoteError("message before hello", PENALTY_EARLY)
         else:
@@ -281,12 +302,13 @@ class Core:
         """Everything that only a member of our swarm may say."""
         match message:
             case SignedOffer():
-                self._gossip.on_offer(link, message, turn)
+                if self._settings.models:
+                    self._gossip.on_offer(link, message, turn)
             case Want():
                 self._shelf.on_want(link, message, turn)
             case Chunk():
                 digest = self._transfers.on_chunk(link, message, turn)
-                if digest is not None:
+                if digest is not None and not (self._scalars is not None and self._scalars.on_fetched(digest, turn)):
                     self._gossip.pulling.on_fetched(digest, turn)
                 elif message.digest in self._transfers.parked:
                     self._gossip.pulling.pull(turn)  # its source may be asked for no more
@@ -317,38 +339,28 @@ class Core:
                     self._enforce(turn)
             case Hello() | Bye():
                 raise AssertionError("handled before")
+            case _:
+                self._on_scalar_message(link, message, turn)
+
+    def _on_scalar_message(self, link: Link, message: ScalarMessage, turn: Turn) -> None:
+        """Something about the ledger; nobody is blamed for saying it to who has none."""
+        if self._scalars is None:
+            if isinstance(message, Runs):
+                link.charge(turn.now, self._limits)
+            return
+        try:
+            self._scalars.on_message(link, message, turn)
+        finally:
+            guilty, self._scalars.guilty = self._scalars.guilty, []
+            for author in guilty:
+                self._blame(author, RemoteError(FORKED, PENALTY_FORK), turn)
 
     def _greet(self, link: Link, turn: Turn) -> None:
         if link.peer in self._members.active:
-            self._gossip.greet(link, turn)
-
-    def _on_hello(self, link: Link, hello: Hello, turn: Turn) -> None:
-        if link.state is not State.GREETING:
-            raise RemoteError("a second hello", PENALTY_RUDE)
-        link.addresses = hello.addresses
-        if hello.swarm != self._swarm:
-            self._refuse(link, Goodbye.OTHER_SWARM, "it belongs to another swarm", turn)
-        elif hello.schema != self._settings.schema:
-            theirs, ours = hello.schema.hex()[:8], self._settings.schema.hex()[:8]
-            self._refuse(link, Goodbye.OTHER_SCHEMA, f"its model has another schema ({theirs}, ours is {ours})", turn)
-        else:
-            link.state = State.OPEN
-            self._register.opened(link, turn)
-            self._members.opened(link, turn)
-            self._greet(link, turn)
-
-    def _refuse(self, link: Link, reason: Goodbye, why: str, turn: Turn) -> None:
-        name = self._settings.swarm
-        turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused by swarm '{name}': {why}")
-        link.refusal_told = True
-        self._members.give_up(link.peer, turn.now, refused=True)
-        self._hang_up(link, reason, REFUSALS[reason], turn)
-
-    def _on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
-        self._members.on_bye(link, bye, turn)
-        if bye.reason in REFUSALS and not link.refusal_told:
-            turn.report(Kind.REFUSED, link.peer, f"peer {peer_text(link.peer)} refused us: {bye.text}")
-        turn.add(Hangup(link.peer, f"the peer said goodbye: {bye.text}"))
+            if self._settings.models:
+                self._gossip.greet(link, turn)
+            if self._scalars is not None:
+                self._scalars.greet(link, turn)
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -361,7 +373,7 @@ class Core:
         link = self._links.get(peer)
         if link is not None and link.state is not State.CLOSING and self._scores.graylisted(peer, turn.now):
             self._members.give_up(peer, turn.now, refused=False)
-            self._hang_up(link, Goodbye.FAULT, "too many faults lately", turn)
+            self._greeting.hang_up(link, Goodbye.FAULT, "too many faults lately", turn)
 
     # --- looking in ---------------------------------------------------------------------------------------------------
 
@@ -371,5 +383,9 @@ class Core:
             peer_status(link, peer in self._members.active, self._scores.points(peer, now), now)
             for peer, link in self._links.items()
         )
-        parts = (self._members, self._gossip, self._transfers, self._holdings, self._register)
+        parts = (self._members, self._gossip, self._transfers, self._holdings, self._register, self._scalars)
         return snapshot_of(status, *parts, dict(self._faults))
+
+    def entries(self) -> tuple[Span, ...]:
+        """All entries above the cut: what a training process that has died and come back is to be given before anything else."""
+        return () if self._scalars is None else self._scalars.ledger.spans_after({})

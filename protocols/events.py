@@ -191,8 +191,9 @@ class Pause:
     paused: bool
 
 
+ScalarEvent = Probed | Applied | Fingerprinted | Logged | Compacted | Adopted | Pause
+
 Event = (
     PeerUp | PeerDown | DialFailed | Frame | Tick | Trained | Merged | Stored
-    | Join | Reachable | Leave | Revoke | Allow | Metered
-    | Probed | Applied | Fingerprinted | Logged | Compacted | Adopted | Pause
+    | Join | Reachable | Leave | Revoke | Allow | Metered | ScalarEvent
 )  # fmt: skip

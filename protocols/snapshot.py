@@ -12,6 +12,7 @@ from protocols.links import Link
 from protocols.membership import Membership
 from protocols.messages import Contact
 from protocols.revocation import Register
+from protocols.scalars import Scalars
 from protocols.transfer import Transfers
 
 
@@ -76,6 +77,61 @@ class Snapshot:
     chunks_asked_again: int = 0  # of a second source, because the first was slow
     bulk: bool = True  # whether models are fetched and served at present
     shut_out: tuple[PeerId, ...] = ()  # whom members have revoked
+    scalars: ScalarStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarStatus:
+    """The shared-seed side of a core. Digests are in hex, empty where there is none yet."""
+
+    ledger: str  # digest of all signed entries that count
+    entries: int  # how many those are, compacted ones too
+    held: int  # bytes of memory that the ledger takes, about
+    authors: int
+    own_steps: int  # entries of our own, unsaid ones too
+    unsaid: int  # entries of our own that aren't signed yet
+    pending: int  # entries that aren't in the sum yet
+    missing: int  # entries that peers say they have, and we lack
+    state_digest: str  # of the sum, when it was last hashed
+    state_at: str  # the ledger's digest at that time
+    rounds: int  # of probes
+    paused: bool
+    settled: bool  # nothing pending, unsaid or known to be missing; the last hash is of the present ledger
+    voided: tuple[PeerId, ...]  # authors who signed two things of one step
+    diverged: int  # other states that peers had for the same ledger
+    cut_entries: int  # entries that are compacted
+    epoch: int
+    link_entries: int  # for every new entry, the number of active peers: what bytes a gradient are counted by
+    runs: int  # that were new here, or our own
+    copies: int  # that were pushed here a second time
+
+
+def scalar_status(scalars: Scalars) -> ScalarStatus:
+    """What the shared-seed side says of itself."""
+    ledger, summing, spreading = scalars.ledger, scalars.summing, scalars.spreading
+    printed = any(summing.printed)
+    return ScalarStatus(
+        ledger=ledger.digest.hex(),
+        entries=ledger.entries,
+        held=ledger.held,
+        authors=len(ledger.authors),
+        own_steps=ledger.next_step,
+        unsaid=ledger.unsaid,
+        pending=summing.pending,
+        missing=scalars.asking.lacking,
+        state_digest=summing.state.hex() if printed else "",
+        state_at=summing.printed.hex() if printed else "",
+        rounds=summing.rounds,
+        paused=summing.paused,
+        settled=scalars.settled,
+        voided=ledger.voided,
+        diverged=spreading.diverged,
+        cut_entries=ledger.entries - scalars.cuts.above,
+        epoch=scalars.cuts.epoch,
+        link_entries=scalars.link_entries,
+        runs=spreading.news,
+        copies=spreading.copies,
+    )
 
 
 def peer_status(link: Link, active: bool, score: float, now: float) -> PeerStatus:
@@ -98,6 +154,7 @@ def snapshot_of(
     transfers: Transfers,
     holdings: Holdings,
     register: Register,
+    scalars: Scalars | None,
     faults: dict[str, int],
 ) -> Snapshot:
     """What the parts of a core come to."""
@@ -129,4 +186,5 @@ def snapshot_of(
         chunks_asked_again=transfers.again,
         bulk=gossip.pulling.bulk,
         shut_out=register.shut_out,
+        scalars=None if scalars is None else scalar_status(scalars),
     )

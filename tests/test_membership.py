@@ -11,8 +11,9 @@ import pytest
 
 from protocols import effects as fx
 from protocols import events as ev
-from protocols.core import REFUSALS, Core
+from protocols.core import Core
 from protocols.dialling import Dialler
+from protocols.greeting import REFUSALS
 from protocols.limits import EDGE, LAPTOP
 from protocols.messages import (
     Bye,

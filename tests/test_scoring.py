@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from protocols import effects as fx
-from protocols.core import PENALTY_EARLY, PENALTY_RUDE
+from protocols.core import PENALTY_EARLY
 from protocols.fields import PENALTY_MALFORMED
+from protocols.greeting import PENALTY_RUDE
 from protocols.limits import LAPTOP, Limits
 from protocols.links import PENALTY_FLOOD
 from protocols.messages import Ping
