@@ -9,7 +9,7 @@ What holds for any order, split, repetition and overlap of what is heard:
 - A log is a contiguous prefix of an author's entries: what leaves a gap isn't taken. A payload that the code refuses is refused
   by everybody, whoever signed it, so an author who signs nonsense at some step has simply stopped there.
 - Two ledgers with one `digest` have the same entries: it covers each author, count and head (16 bytes of a hash of all codes).
-- What a `Change` says, applied in order (first what it takes back), keeps the sum equal to the entries that are `spans_after({})`.
+- What a `Change` says, what it takes back first, keeps the sum equal to the entries that are `spans_after({})`.
 
 **Forks.** Two signed runs that differ at a step they share are a proof. It speaks for itself: it is believed from anybody
 and passed on to all. With f the earliest step that any known proof disputes, the author's entries count up to
@@ -45,12 +45,12 @@ from hashlib import sha256
 
 from protocols.codes import Code
 from protocols.comparison import Comparison, compare
-from protocols.entries import CHAIN_BYTES, Mark, Proof, Row, Run, Span
+from protocols.entries import Mark, Proof, Row, Run, Span
 from protocols.errors import RemoteError
 from protocols.forks import check_run, disputed_step, sign_run, unpack_run
 from protocols.identity import Identity, PeerId
 from protocols.limits import Limits
-from protocols.log import BLOCK, STEPS_MAX, Log, Signed, first_difference
+from protocols.log import Log, Signed
 from protocols.logs import Logs
 
 DIGEST_BYTES = 16
@@ -264,9 +264,7 @@ class Ledger:
 
     def mark_at(self, author: PeerId, count: int) -> Mark:
         """The mark of `author` after `count` entries, a multiple of 256. ValueError unless we have it above our base."""
-        if author not in self._logs:
-            raise ValueError("a mark of an author of whom we have nothing")
-        return self._logs[author].mark(count)
+        return self._logs.mark_at(author, count)
 
     def head_at(self, author: PeerId, count: int) -> bytes | None:
         """The head (16 bytes) of `author`'s first `count` entries; None where we can't tell."""
@@ -275,8 +273,7 @@ class Ledger:
 
     def cut_at(self, counts: Mapping[PeerId, int]) -> tuple[Mark, ...]:
         """The cut at these counts, sorted by author; our base where none or a lower one is named. ValueError as `mark_at`."""
-        places = ((log, max(counts.get(author, 0), log.base)) for author, log in sorted(self._logs.items()))
-        return tuple(log.mark(count) for log, count in places if count)
+        return self._logs.cut_at(counts)
 
     @property
     def cut(self) -> tuple[Mark, ...]:
@@ -288,27 +285,11 @@ class Ledger:
 
         It may have become one since it was made, if a proof came meanwhile. Such a snapshot is to be thrown away.
         """
-        rising = [mark for mark in cut if mark.author not in self._logs or mark.count > self._logs[mark.author].base]
-        for mark in rising:
-            if self.mark_at(mark.author, mark.count) != mark:
-                raise ValueError(f"a cut at {mark.count} that isn't of our entries")
-        for mark in rising:
-            with self._logs.changing(mark.author) as log:
-                log.compact(mark.count)
+        self._logs.compact(tuple(cut))
 
     def refusal(self, cut: Iterable[Mark]) -> str:
         """Why a snapshot of this cut must not replace our sum, in a few words, or nothing. One behind ours would lose entries."""
-        marks = tuple(cut)
-        at = {mark.author: mark.count for mark in marks}
-        if any(mark.count % BLOCK or not 0 < mark.count <= STEPS_MAX or len(mark.chain) != CHAIN_BYTES for mark in marks):
-            return "a mark that can't be"
-        if len(at) < len(marks):
-            return "two marks of one author"
-        if len(at.keys() | self._logs.keys()) > self._limits.ledger_authors_max:
-            return "more authors than there is room for"
-        if any(log.base > at.get(author, 0) for author, log in self._logs.items()):
-            return "behind ours"
-        return ""
+        return self._logs.refusal(tuple(cut), self._limits.ledger_authors_max)
 
     def adopt(self, cut: Iterable[Mark]) -> Change:
         """The sum has been replaced by a snapshot's: begin at its cut. `add`: all that we have above it, our own unsaid ones too.
@@ -318,9 +299,7 @@ class Ledger:
         marks = tuple(cut)
         if reason := self.refusal(marks):
             raise ValueError(f"a snapshot that is {reason}")
-        for mark in marks:
-            with self._logs.changing(mark.author) as log:
-                log.adopt(mark)
+        self._logs.adopt(marks)
         return Change(self.spans_after({}))
 
     # --- inside -------------------------------------------------------------------------------------------------------------
@@ -350,10 +329,7 @@ class Ledger:
 
     def _give_way(self, log: Log, run: Run, codes: bytes) -> tuple[Span, ...]:
         """Forget unsaid entries of ours that differ from a signed run, and all after them."""
-        width, high = self._code.entry_bytes, min(log.total, run.first + run.count)
-        low = max(log.end, run.first)
-        theirs = codes[(low - run.first) * width : (high - run.first) * width]
-        step = first_difference(log.codes(low, high), theirs, low, width) if low < high else None
+        step = log.conflict(run.first, codes)
         if step is None:
             return ()
         back = log.span(step, log.total)
@@ -384,13 +360,17 @@ class Ledger:
         """A run from our own disk."""
         codes, log = unpack_run(run, self._code, self._limits), self._logs.enter(run.author)
         last = run.first + run.count
-        if not run.signature and run.author != self._own:
-            raise ValueError("a run of somebody else that isn't signed was kept")
         if not run.signature:
-            if log.void is None and run.first <= log.total < last:
+            if run.author != self._own:
+                raise ValueError("a run of somebody else that isn't signed was kept")
+            if log.void is None and run.first <= log.total < last and log.conflict(run.first, codes) is None:
                 with self._logs.changing(run.author):
                     log.append(codes[(log.total - run.first) * self._code.entry_bytes :])
             return
+        if run.author == self._own and run.first > log.end and log.void is None:
+            raise ValueError(
+                f"of our own entries, {log.end} to {run.first - 1} are missing; others must not be signed in their place"
+            )
         step = log.difference(run.first, codes)
         if step is not None:
             self._condemn(step, Proof(self._run(log, next(log.runs_from(step))), run))

@@ -129,11 +129,20 @@ class Log:
 
     def difference(self, first: int, codes: bytes) -> int | None:
         """The first step at which `codes`, from step `first` on, say something else than what we have signed."""
-        if not self._runs:
+        return self._differs(first, codes, self._runs[0].first, self.end) if self._runs else None
+
+    def conflict(self, first: int, codes: bytes) -> int | None:
+        """The same of all that we have above the base, unsaid entries too."""
+        return self._differs(first, codes, self.base, self.total)
+
+    def _differs(self, first: int, codes: bytes, low: int, high: int) -> int | None:
+        """The first step from `low` to `high - 1`, all held, at which `codes` differ."""
+        low, high = max(first, low), min(first + len(codes) // self._width, high)
+        if low >= high:
             return None
-        low, high = max(first, self._runs[0].first), min(first + len(codes) // self._width, self.end)
-        theirs = codes[(low - first) * self._width : max(high - first, 0) * self._width]
-        return first_difference(self.codes(low, high), theirs, low, self._width) if low < high else None
+        return first_difference(
+            self.codes(low, high), codes[(low - first) * self._width : (high - first) * self._width], low, self._width
+        )
 
     def extend(self, first: int, codes: bytes, signature: bytes) -> None:
         """A run that begins at the end or before, is equal where it overlaps (with unsaid entries too), and reaches further."""

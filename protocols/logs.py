@@ -1,18 +1,18 @@
 """The table of all authors' logs, and what stands for all of them at once: digest, rows, how much there is.
 
-Owns those totals, which are kept while logs change, never counted anew: a thousand authors must not make one entry dear. Must
-never decide what goes into a log.
+Owns those totals, which are kept while logs change, never counted anew: a thousand authors must not make one entry dear; and what
+a cut through all logs does to them. Must never decide which entries go into a log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 
-from protocols.entries import Row
+from protocols.entries import CHAIN_BYTES, Mark, Row
 from protocols.identity import PeerId
-from protocols.log import Log
+from protocols.log import BLOCK, STEPS_MAX, Log
 
 TAG_BYTES = 16  # of an author: anybody can find two keys with one tag of 8 bytes, in 2^32 tries
 DIGEST_BYTES = 16
@@ -78,3 +78,45 @@ class Logs(dict[PeerId, Log]):
             row = Row(self.tag(log.author), log.base, log.count, log.head(log.count))
             found = self._rows[log.author] = row, log.author + row.count.to_bytes(8, "big") + row.head
         return found
+
+    # --- cuts ---------------------------------------------------------------------------------------------------------------
+
+    def mark_at(self, author: PeerId, count: int) -> Mark:
+        """As `Ledger.mark_at`."""
+        if author not in self:
+            raise ValueError("a mark of an author of whom we have nothing")
+        return self[author].mark(count)
+
+    def cut_at(self, counts: Mapping[PeerId, int]) -> tuple[Mark, ...]:
+        """As `Ledger.cut_at`."""
+        places = ((log, max(counts.get(author, 0), log.base)) for author, log in sorted(self.items()))
+        return tuple(log.mark(count) for log, count in places if count)
+
+    def compact(self, cut: Sequence[Mark]) -> None:
+        """As `Ledger.compact`."""
+        rising = [mark for mark in cut if mark.author not in self or mark.count > self[mark.author].base]
+        for mark in rising:
+            if self.mark_at(mark.author, mark.count) != mark:
+                raise ValueError(f"a cut at {mark.count} that isn't of our entries")
+        for mark in rising:
+            with self.changing(mark.author) as log:
+                log.compact(mark.count)
+
+    def refusal(self, cut: Sequence[Mark], authors_max: int) -> str:
+        """As `Ledger.refusal`."""
+        at = {mark.author: mark.count for mark in cut}
+        if any(mark.count % BLOCK or not 0 < mark.count <= STEPS_MAX or len(mark.chain) != CHAIN_BYTES for mark in cut):
+            return "impossible"
+        if len(at) < len(cut):
+            return "of two logs of one author"
+        if len(at.keys() | self.keys()) > authors_max:
+            return "of more authors than there is room for"
+        if any(log.base > at.get(author, 0) for author, log in self.items()):
+            return "behind ours"
+        return ""
+
+    def adopt(self, cut: Sequence[Mark]) -> None:
+        """As `Ledger.adopt`, of a cut without a `refusal`."""
+        for mark in cut:
+            with self.changing(mark.author) as log:
+                log.adopt(mark)

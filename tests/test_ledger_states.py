@@ -65,7 +65,8 @@ def in_line(cut: tuple[Mark, ...], cuts: list[tuple[Mark, ...]]) -> bool:
     for other in cuts:
         there = {mark.author: mark for mark in other}
         signs = {_count(here, author) - _count(there, author) for author in here | there}
-        clash = any(here[author] != there[author] for author in here.keys() & there.keys() if here[author].count == there[author].count)
+        shared = here.keys() & there.keys()
+        clash = any(here[author].count == there[author].count and here[author] != there[author] for author in shared)
         if clash or (min(signs, default=0) < 0 < max(signs, default=0)):
             return False
     return True
