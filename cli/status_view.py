@@ -81,7 +81,10 @@ def _gradients(document: Document, scalars: Document) -> Lines:
         said.append(f"{count(cut)} compacted")
     each = f"{number(document.get('bytes_per_gradient'), 2)} bytes each on a link"
     state = "paused" if scalars.get("paused") else "measuring"
-    state += ", has all that peers have" if scalars.get("settled") else ", catching up" if scalars.get("catching_up") else ""
+    if missing := scalars.get("missing"):
+        state += f", lacks {count(missing)}"
+    elif scalars.get("settled"):
+        state += ", has all that peers have"
     bits = [f"{name} {str(document.get(f'{name}_digest') or UNKNOWN)[:DIGEST_SHOWN]}" for name in ("state", "ledger")]
     return [("gradients", f"{', '.join(said)}; {each}"), ("bits", f"{', '.join(bits)}; {state}")]
 

@@ -96,13 +96,15 @@ async def _answer(node: Node, stop: Callable[[], None], request: dict[str, Any])
         case {"do": "join", "address": str(address)}:
             await node.join(address)
             return {"joining": redact(address)}
+        case {"do": "pause" | "resume" as verb}:
+            return {"paused": node.pause(verb == "pause")}
         case {"do": "probe", "addresses": list(addresses)}:
             return {"trails": await node.walk(addresses)}
         case {"do": "invite" | "allow" | "ban"}:
             return node.admission.do(request)
         case {"do": "export" | "join" | "probe" | "allow" | "ban" as verb}:
             raise ConfigError(f"'{verb}' lacks its {_NEEDS.get(verb, 'peer')}")
-    verbs = "status, peers, stop, export, join, probe, invite, allow, ban"
+    verbs = "status, peers, stop, export, join, pause, resume, probe, invite, allow, ban"
     raise ConfigError(f"unknown request '{str(request['do'])[:40]}'; it is one of {verbs}")
 
 

@@ -51,8 +51,10 @@ class Hands:
             case fx.Hangup(peer, reason):
                 parts.uploads.forget(peer)
                 parts.transport.hangup(peer, reason)
-            case fx.Train() | fx.Merge():
+            case fx.Train() | fx.Merge() | fx.Probe() | fx.Apply() | fx.Fingerprint() | fx.Compact() | fx.Adopt():
                 parts.jobs.put(effect)
+            case fx.Log() | fx.Trim():
+                self._journal(effect)
             case fx.Store(sequence, age, steps, digest):
                 record = Record(sequence, age, steps, digest)
                 self._spawn(parts.records.keep(record, lambda: self._feed(Stored(sequence))))
@@ -60,6 +62,14 @@ class Hands:
                 self._on_revoked(effect, parts.access)
             case fx.Report():
                 log_report(effect, self._links.get(effect.peer, "-") if effect.peer else "-")
+
+    def _journal(self, effect: fx.Log | fx.Trim) -> None:
+        journal = self._parts.journal
+        assert journal is not None, "a core without a ledger logs nothing"
+        if isinstance(effect, fx.Log):
+            journal.log(effect)
+        else:
+            journal.trim(effect, self._parts.jobs.scalars.trimmed())
 
     def _on_revoked(self, revoked: fx.Revoked, access: Access | OpenAccess) -> None:
         """A member has shut a peer out of the swarm. In an open one only the core minds."""

@@ -13,16 +13,19 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from p2pnode.blobs import Blobs
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
+from p2pnode.ledger_store import Snapshot as LedgerSnapshot
+from p2pnode.scalar_jobs import ScalarJob, ScalarJobs
 from p2pnode.trainer import Trainer, TrainerError
 from protocols.core import Snapshot
-from protocols.effects import Merge, Train
-from protocols.events import Merged, Trained
+from protocols.effects import Compact, Fingerprint, Merge, Probe, Train
+from protocols.events import Event, Merged, Trained
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ class Figures:
     test_accuracy: float | None = None
     alone_accuracy: float | None = None
     samples_per_second: float | None = None
+    start_loss: float | None = None  # of the first test
+    tested: bool = False  # the model as it is now
     evaluations: int = 0
 
 
@@ -49,7 +54,7 @@ class _Save:
     done: asyncio.Future[None]
 
 
-Job = Train | Merge | _Save
+Job = Train | Merge | ScalarJob | _Save
 
 
 def threads_of(config: Config) -> int:
@@ -63,10 +68,10 @@ def _finite(value: float | None) -> float | None:
 
 
 class Jobs:
-    """Carries out `Train` and `Merge`, one after the other, and answers through `feed`.
+    """Carries out `Train`, `Merge` and what scalars need, one after the other, and answers through `feed`.
 
     `batch_size`: samples in one step. `look`: the core's snapshot. `evaluated`: called after each test of the model. `model`: the
-    file to save to now and then.
+    file to save to now and then. `snapshot`: what stands for compacted entries.
     """
 
     def __init__(
@@ -76,13 +81,15 @@ class Jobs:
         batch_size: int,
         blobs: Blobs,
         model: Path,
-        feed: Callable[[Trained | Merged], None],
+        feed: Callable[[Event], None],
         look: Callable[[], Snapshot],
         evaluated: Callable[[], None],
+        snapshot: LedgerSnapshot | None = None,
     ) -> None:
         self._config, self._trainer, self._blobs, self._model = config, trainer, blobs, model
         self._batch_size = batch_size
         self._feed, self._look, self._evaluated = feed, look, evaluated
+        self.scalars = ScalarJobs(trainer, blobs, feed, snapshot)
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._idle = asyncio.Event()
         self._closing = False
@@ -92,7 +99,7 @@ class Jobs:
         self.state = "working"
         self.saved = "not yet"
 
-    def put(self, job: Train | Merge) -> None:
+    def put(self, job: Train | Merge | ScalarJob) -> None:
         """Queue what the core asked for: it asks for one thing at a time."""
         self._queue.put_nowait(job)
 
@@ -104,15 +111,25 @@ class Jobs:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        if self._config.with_scalars:
+            await self._chores()  # how good it is before it learns
         while True:
             self._idle.set()
-            job = await self._queue.get()
+            job = await self._next_job()
             self._idle.clear()
-            if self._closing and not isinstance(job, _Save):
-                continue
-            await self._persevere(job)
+            if job is not None and (isinstance(job, _Save) or not self._closing):
+                await self._persevere(job)
             if self._queue.empty() and not self._closing:
                 await self._chores()
+
+    async def _next_job(self) -> Job | None:
+        """What was asked for; None when nobody asks and the model, which may rest for long, is to be tested as it is now."""
+        if self._closing or self.figures.tested or not self._config.with_scalars:
+            return await self._queue.get()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._evaluate_at - time.monotonic())):
+                return await self._queue.get()
+        return None
 
     async def settle(self, timeout: float) -> bool:
         """Begin nothing new, and have the present job end soon. False when it didn't within `timeout` seconds."""
@@ -146,6 +163,7 @@ class Jobs:
                 return
 
     async def _do(self, job: Job) -> None:
+        self.figures.tested = self.figures.tested and isinstance(job, _Save | Fingerprint | Compact)
         match job:
             case Train(steps):
                 await self._train(steps)
@@ -154,6 +172,10 @@ class Jobs:
             case _Save(path):
                 await self._save(path)
                 self._answer(job, None)
+            case _:
+                await self.scalars.do(job)
+                if isinstance(job, Probe):
+                    self.figures.train_loss = self.scalars.train_loss
 
     @staticmethod
     def _answer(job: _Save, error: Exception | None) -> None:
@@ -213,6 +235,9 @@ class Jobs:
         figures.test_loss = _finite(result.test_loss)
         figures.test_accuracy, figures.alone_accuracy = _finite(result.test_accuracy), _finite(result.alone_accuracy)
         figures.evaluations += 1
+        figures.tested = True
+        if figures.start_loss is None:
+            figures.start_loss = figures.test_loss
         self._evaluated()
 
     async def _save(self, path: Path) -> None:

@@ -35,7 +35,7 @@ from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import NOT_LET_IN
 from protocols import effects as fx
 from protocols.core import Snapshot
-from protocols.events import DialFailed, Event, Frame, Join, Leave, PeerDown, PeerUp, Tick
+from protocols.events import DialFailed, Event, Frame, Join, Leave, Pause, PeerDown, PeerUp, Tick
 from protocols.identity import PeerId, peer_text
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ EARLY_EVENTS_MAX = 1024  # that come before the core is born (the training proce
 REMEMBER_S = 30.0  # between two notes of whom we know
 SETTLE_S_MAX = 1.5  # for the present training cycle to end at a stop; a clean stop takes 5 s at most
 SAVE_S_MAX = 1.2  # and for the model to be written
+JOURNAL_S_MAX = 0.5  # for what was measured last to be durable
 GOODBYE_S_MAX = 0.8  # and for goodbyes to leave
 
 
@@ -113,6 +114,9 @@ class Node:
             self._spawn(work)
         early, self._early = self._early, []
         self.admission.restore()
+        if parts.journal is not None:
+            self._spawn(parts.journal.run())
+            self._feed(Pause(parts.journal.paused))
         for event in (*early, Tick()):
             self._feed(event)
         log.info("node %s of swarm '%s' listens on %s", self.peer_id, self.config.swarm, ", ".join(self.addresses))
@@ -142,6 +146,10 @@ class Node:
     async def _part_politely(self, parts: Parts) -> None:
         await parts.records.remember(self._look().known, self.addresses)
         settled = await parts.jobs.settle(SETTLE_S_MAX)
+        if parts.journal is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(parts.journal.settle(), JOURNAL_S_MAX)
+            self._feed(Pause(True))  # what was measured is said before we go
         saving = asyncio.create_task(self._save_last(parts, settled))
         self._feed(Leave())
         if self._links:
@@ -279,6 +287,14 @@ class Node:
     def admission(self) -> Admission:
         """Invite, allow, ban. RuntimeError while not running."""
         return Admission(self._running.access, self.addresses, self._feed)
+
+    def pause(self, paused: bool) -> bool:
+        """Measure no more gradients, or go on; whether it rests now. Raises ConfigError when it can't."""
+        journal = self._running.journal
+        if journal is None:
+            raise ConfigError("this node exchanges models; only measuring gradients can be paused")
+        journal.pause(paused)
+        return journal.paused
 
     async def walk(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
         """How far one gets towards each address, or those we were told when none is given (`p2pnode.probing.Trail`).

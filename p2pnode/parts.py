@@ -20,24 +20,28 @@ from typing import Any
 
 from p2pnode.access import WAITING, Access, Change, OpenAccess
 from p2pnode.blobs import Blobs
-from p2pnode.config import Config
+from p2pnode.config import BOTH, Config
 from p2pnode.discovery import Discovery, Given
 from p2pnode.entry import enter, keep
 from p2pnode.errors import ConfigError
 from p2pnode.jobs import Jobs, threads_of
+from p2pnode.journal import Journal
 from p2pnode.listening import TransportFactory, start_transport
 from p2pnode.metering import Metering
 from p2pnode.records import Records
 from p2pnode.sizes import format_size
 from p2pnode.sources import sources_of
-from p2pnode.store import MODEL_FILE, Store
+from p2pnode.store import MODEL_FILE, STATE_FILE, Store
 from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import Transport
 from p2pnode.uploads import Uploads
 from protocols.core import Core, CoreSettings, ModelState, Snapshot
+from protocols.entries import Restored, Span
 from protocols.events import Event
 from protocols.gossip import GossipSettings
 from protocols.identity import Identity, peer_text
+from protocols.merkle import Digest
+from protocols.settings import ScalarSettings, swarm_digest
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Parts:
     jobs: Jobs
     discovery: Discovery
     core: Core
+    journal: Journal | None  # without a ledger there is none
 
 
 async def assemble(config: Config, task: str, factories: Factories, given: Given, hooks: Hooks, stack: AsyncExitStack) -> Parts:
@@ -103,26 +108,59 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
         stack.push_async_callback(transport.stop)
         ready = await starting
     except TrainerError as error:
-        log.error("%s", error)
-        why = (str(error).strip().splitlines() or ["no reason given"])[-1]
-        raise ConfigError(f"the training process doesn't start ({why}); the log has its traceback") from None
+        raise _no_start(error) from None
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-    if ready.size > config.bounds.model_bytes_max:
-        raise ConfigError(
-            f"the model has {ready.size:,} bytes, and limits '{config.limits}' allow {config.bounds.model_bytes_max:,}; "
-            "train a smaller one or set limits to laptop"
-        )
-    _warn_if_slow(config, ready.size)
+    _check_size(config, ready.size)
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
-    jobs = Jobs(config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated)
+    restored = await records.ledger(swarm_digest(config.swarm) + ready.schema_digest) if config.with_scalars else None
+    jobs = Jobs(
+        config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated,
+        restored.snapshot if restored else None,
+    )  # fmt: skip
     sources = sources_of(config, given, records, transport, identity.peer, access.rendezvous)
     discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
-    core = _core(config, identity, store, ready, transport, rng)
+    core = _core(config, identity, store, ready, transport, rng, restored)
+    journal = Journal(records, store.ledger, hooks.feed) if restored else None
+    if restored:
+        await _restore(core, trainer, jobs, blobs)
     uploads = Uploads(blobs, transport, config.rates.upload)
-    return Parts(config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, discovery, core)
+    return Parts(
+        config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, discovery, core, journal
+    )
+
+
+async def _restore(core: Core, trainer: Trainer, jobs: Jobs, blobs: Blobs) -> None:
+    """Have the training process know what the ledger holds, now and after each of its deaths; serve the snapshot to peers."""
+
+    def history() -> tuple[Digest | None, tuple[Span, ...]]:
+        return jobs.scalars.snapshot[0] if jobs.scalars.snapshot else None, core.entries()
+
+    try:
+        result = await trainer.restore(history)
+    except TrainerError as error:
+        raise _no_start(error) from None
+    if result.snapshot is not None:
+        blobs.own(result.snapshot.digest, result.snapshot.leaves)
+
+
+def _no_start(error: TrainerError) -> ConfigError:
+    log.error("%s", error)
+    why = (str(error).strip().splitlines() or ["no reason given"])[-1]
+    return ConfigError(f"the training process doesn't start ({why}); the log has its traceback")
+
+
+def _check_size(config: Config, size: int) -> None:
+    """Raises ConfigError for a model that is larger than the limits."""
+    if size > config.bounds.model_bytes_max:
+        raise ConfigError(
+            f"the model has {size:,} bytes, and limits '{config.limits}' allow {config.bounds.model_bytes_max:,}; "
+            "train a smaller one or set limits to laptop"
+        )
+    if config.with_models:
+        _warn_if_slow(config, size)
 
 
 def _access(config: Config, records: Records, identity: Identity, given: Given, hooks: Hooks) -> Access | OpenAccess:
@@ -188,14 +226,37 @@ def _trainer_settings(config: Config, task: str, store: Store) -> TrainerSetting
         threads=threads_of(config),
         measure_alone=config.measure_alone,
         merge_tolerance=config.merge_tolerance,
-        resume=store.saved.path if store.saved else None,
+        resume=store.saved.path if store.saved and config.with_models else None,
+        protocol=config.protocol,
+        swarm=swarm_digest(config.swarm),
+        author=Identity(store.seed).peer,
     )
 
 
-def _core(config: Config, identity: Identity, store: Store, ready: Ready, transport: Transport, rng: random.Random) -> Core:
+def _core(
+    config: Config,
+    identity: Identity,
+    store: Store,
+    ready: Ready,
+    transport: Transport,
+    rng: random.Random,
+    ledger: Restored | None,
+) -> Core:
     saved = store.saved
     sequence = max(store.record.sequence, saved.sequence if saved else 0)
     model = ModelState(ready.digest, ready.size, saved.age if saved else 0, ready.steps, sequence)
-    gossip = GossipSettings(config.local_steps, config.fan_out, config.merge_inputs_max, config.cycle_s)
-    settings = CoreSettings(config.swarm, ready.schema_digest, ready.samples, config.bounds, gossip)
-    return Core(identity, settings, model, rng, time.monotonic(), transport.addresses, store.peers())
+    cycle_s = config.models_every_s if config.protocol == BOTH else config.cycle_s
+    gossip = GossipSettings(config.local_steps, config.fan_out, config.merge_inputs_max, cycle_s)
+    scalars = None
+    if config.with_scalars:
+        scalars = ScalarSettings(ready.code, config.local_steps, config.cycle_s, config.run_entries, config.run_s)
+    settings = CoreSettings(
+        config.swarm, ready.schema_digest, ready.samples, config.bounds, gossip, models=config.with_models, scalars=scalars
+    )
+    try:
+        return Core(identity, settings, model, rng, time.monotonic(), transport.addresses, store.peers(), ledger)
+    except ValueError as error:
+        raise ConfigError(
+            f"the ledger in {store.folder / STATE_FILE} contradicts itself ({error}); move that file away, and peers will tell "
+            "what was in it"
+        ) from None

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from p2pnode.entry import note_addresses
 from p2pnode.store import Record, Store
+from protocols.entries import Restored
 from protocols.messages import Contact
 
 T = TypeVar("T")
@@ -46,6 +47,10 @@ class Records:
             disk.shutdown(wait=False)
             raise
         return cls(disk, store)
+
+    async def ledger(self, scope: bytes) -> Restored:
+        """What is kept of the ledger of `scope`. Raises ConfigError, sqlite3.Error."""
+        return await self._do(lambda: self.store.ledger.load(scope))
 
     async def keep(self, record: Record, then: Callable[[], None]) -> None:
         """Make `record` durable, however long that takes, and call `then`."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from p2pnode.faults import peer_fault
 from p2pnode.parts import Parts
+from p2pnode.scalar_report import scalar_status
 from p2pnode.transport import CIRCUIT, Traffic
 from protocols.core import PeerStatus, Snapshot
 from protocols.effects import Kind, Report
@@ -32,6 +33,7 @@ class NodeReport:
     """How a node is doing, made after each test of its model. Losses in the task's unit, accuracies from 0 to 1, sizes in bytes.
 
     `age`: local updates the model has seen, as in gossip learning; `steps`: those this node did itself; `peers`: active ones.
+    `ledger_entries`: gradients of all authors that the model is made of, in shared-seed learning; else None.
     """
 
     age: int
@@ -46,6 +48,7 @@ class NodeReport:
     bytes_sent: int
     bytes_received: int
     uptime_s: float
+    ledger_entries: int | None = None
 
 
 class Audience:
@@ -78,6 +81,7 @@ def report_of(parts: Parts, uptime_s: float) -> NodeReport:
     return NodeReport(
         seen.age, seen.steps, seen.merges, seen.active_count, figures.train_loss, figures.test_loss, figures.test_accuracy,
         figures.alone_accuracy, figures.samples_per_second, total.bytes_sent, total.bytes_received, round(uptime_s, 3),
+        None if seen.scalars is None else seen.scalars.entries,
     )  # fmt: skip
 
 
@@ -109,7 +113,10 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "bulk": seen.bulk,
         "budget": parts.metering.status(),
         "rates": {"upload": parts.config.rates.upload or None, "download": parts.config.rates.download or None},
+        "protocol": parts.config.protocol,
+        **scalar_status(parts, seen.scalars),
         "train_loss": figures.train_loss,
+        "start_loss": figures.start_loss,
         "test_loss": figures.test_loss,
         "test_accuracy": figures.test_accuracy,
         "alone_accuracy": figures.alone_accuracy,
@@ -197,5 +204,9 @@ def log_report(report: Report, address: str) -> None:
             log.info("peer %s left: %s", peer, report.text)
         case Kind.MERGED:
             log.debug("merged with %s", report.text)
+        case Kind.FORKED:
+            log.warning("peer %s signed two things of one step: %s", peer, report.text)
+        case Kind.DIVERGED:
+            log.error("the same gradients, other bits than peer %s: %s", peer, report.text)
         case Kind.MERGE_REFUSED | Kind.TRANSFER_FAILED:
             log.info("%s: %s", report.kind.value.replace("_", " "), report.text)

@@ -302,7 +302,8 @@ def test_the_control_api(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
         ({"do": "export", "path": "here"}, "give the whole path"),
         ({"do": "export"}, "lacks its path"),
         ({"do": "join", "address": "/ip4/1.2.3.4/tcp/1"}, "names no peer"),
-        ({"do": "dance"}, "one of status, peers, stop, export, join, probe, invite, allow, ban"),
+        ({"do": "pause"}, "this node exchanges models; only measuring gradients can be paused"),
+        ({"do": "dance"}, "one of status, peers, stop, export, join, pause, resume, probe, invite, allow, ban"),
     ):
         with pytest.raises(ControlError, match=sentence):
             ask(one.folder, request)

@@ -96,3 +96,21 @@ def test_a_document_of_another_version_is_shown_as_far_as_it_goes() -> None:
     text = "\n".join(status_view.screen({"peer_list": [{"peer_id": "12D3KooWbob"}]}))
     assert "…3KooWbob" in text
     assert "None" not in text
+
+
+def test_gradients_and_the_bits_they_come_to() -> None:
+    scalars = {"authors": 4, "own_steps": 500, "unsaid": 20, "cut": 1024, "missing": 0, "settled": True, "paused": False}
+    figures = {"protocol": "scalars", "ledger_entries": 2048, "bytes_per_gradient": 1.618, "state_digest": "ab" * 16}
+    lines = status_view.screen(document(5, scalars=scalars, **figures))
+    text = "\n".join(lines)
+    assert "2,048 of 4 nodes, 500 measured here, 20 of them not said yet, 1,024 compacted; 1.62 bytes each on a link" in text
+    assert re.search(r"bits +state abababababababab, ledger -; measuring, has all that peers have", text)
+    assert "merges  " not in text, "there are none"
+    assert len(lines) <= status_view.SCREEN_LINES
+    alarms = {**scalars, "missing": 77, "paused": True, "mute": "why", "diverged": 2, "voided": ["12D3KooWliar"]}
+    text = "\n".join(status_view.screen(document(5, scalars=alarms, **{**figures, "protocol": "both"})))
+    assert "paused, lacks 77" in text
+    assert re.search(r"MUTE +why", text)
+    assert "2 times a peer with the same gradients had other bits" in text
+    assert "KooWliar signed two things of one step" in text
+    assert "merges  " in text

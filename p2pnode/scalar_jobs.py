@@ -1,0 +1,66 @@
+"""What shared-seed learning asks of the training process: probes, entries of others, fingerprints, snapshots.
+
+Owns the way from each such effect to its event, and which snapshot stands for what was compacted last. One at a time, in the
+queue of `jobs`; a failure is its caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from p2pnode.blobs import Blobs
+from p2pnode.ledger_store import Snapshot
+from p2pnode.trainer import Trainer
+from protocols.effects import Adopt, Apply, Compact, Fingerprint, Probe
+from protocols.events import Adopted, Applied, Compacted, Event, Fingerprinted, Probed
+
+ScalarJob = Probe | Apply | Fingerprint | Compact | Adopt
+
+
+class ScalarJobs:
+    """Carries them out with `trainer` and answers through `feed`. `snapshot`: what stands for entries below the cut."""
+
+    def __init__(self, trainer: Trainer, blobs: Blobs, feed: Callable[[Event], None], snapshot: Snapshot | None) -> None:
+        self._trainer, self._blobs, self._feed = trainer, blobs, feed
+        self.snapshot = self._newest = snapshot
+        self.train_loss: float | None = None  # the mean of the losses that were probed last
+
+    async def do(self, job: ScalarJob) -> None:
+        """One of them. Raises TrainerError, ConfigError."""
+        match job:
+            case Probe(first, count):
+                await self._probe(first, count)
+            case Apply(add, retract):
+                await self._trainer.apply(add, retract)
+                self._feed(Applied())
+            case Fingerprint():
+                self._feed(Fingerprinted(await self._trainer.fingerprint()))
+            case Compact():
+                await self._compact(job)
+            case Adopt():
+                await self._adopt(job)
+
+    async def _probe(self, first: int, count: int) -> None:
+        result = await self._trainer.probe(first, count)
+        self.train_loss = result.loss if math.isfinite(result.loss) else None
+        self._feed(Probed(result.first, result.codes, result.loss))
+
+    async def _compact(self, job: Compact) -> None:
+        result = await self._trainer.compact(job.cut, job.tail)
+        self._blobs.own(result.digest, result.leaves)
+        self._newest = result.digest, result.size
+        self._feed(Compacted(result.digest, result.size))
+
+    async def _adopt(self, job: Adopt) -> None:
+        size = self._blobs.size(job.digest)
+        result = await self._trainer.adopt(job.digest, self._blobs.path(job.digest))
+        if not result.reason:
+            self._newest = job.digest, size
+        self._feed(Adopted(result.cut, result.reason))
+
+    def trimmed(self) -> Snapshot:
+        """The core has accepted the snapshot that was made or adopted last: it stands for everything below the cut now."""
+        assert self._newest is not None, "a trim follows a snapshot"
+        self.snapshot = self._newest
+        return self.snapshot
