@@ -16,7 +16,7 @@ from protocols.identity import PeerId
 from protocols.ledger import Change
 from tests.replicas import Replica, check_equal, codes_of, identity, meet_until_quiet, run_of
 
-EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "100"))
 FULLY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 LENGTHS = (64, 1, 2, 3, 7, 16, 200, 255, 256, 300)
 
