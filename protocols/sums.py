@@ -31,6 +31,7 @@ GROUP = (
     2048  # entries added in one pass over the parameters: what is known of each takes 300 bytes, half a second-level cache in all
 )
 DIGEST_BLOCK = 1 << 22  # parameters hashed together: what is copied at a time from a GPU, 16 MiB
+PIECE = 1 << 18  # parameters moved at a time for a single entry: what that takes stays in a cache, and is no second sum
 ONE_BY_ONE = 4  # entries; measured: up to so many, preparing to add them together costs more than it saves
 BITSLICES_MIN = 60_000  # parameters; below, `limbs` is faster: measured equal at 10^5 and 100 entries, half as fast at 10^4
 # Loading `compiled` takes a second, and the first time on a machine three to compile. So it is loaded when a process has about
@@ -81,8 +82,11 @@ class Sums:
         if values.device.type == "cpu" and (fast := _compiled_when_it_pays(len(keys) * (values.numel() + SETUP))):
             fast(values.numpy(), keys, weights)
         elif len(keys) <= ONE_BY_ONE:
+            size = PIECE if values.device.type == "cpu" else DIGEST_BLOCK
             for key, weight in zip(keys, weights.tolist(), strict=True):
-                values.copy_(perturbed(values, key, weight, 0, values.numel()))
+                for first in range(0, values.numel(), size):
+                    piece = values[first : first + size]
+                    piece.copy_(perturbed(values, key, weight, first, piece.numel()))
         elif values.device.type == "cpu" and values.numel() >= BITSLICES_MIN:
             bitslices.add(values.numpy(), keys, weights)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +396,12 @@ def test_combined_mode_goes_back_from_a_bad_merge_and_from_divergence(tmp_path: 
     node.pupil.optimizer.param_groups[0]["lr"] = float("inf")
     assert math.isnan(node.train(3).loss)
     assert (state(node), node.tree.digest) == (before, model)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("way", "least", "most"), [("sums", 1.0, 1.3), ("floats", 1.9, 2.1)])
+def test_learning_takes_a_sum_of_memory_and_no_more(way: str, least: float, most: float) -> None:
+    """In sizes of the model, beyond the model: one for the sum (1.17 measured). Directions in float, the control, take two."""
+    command = [sys.executable, "-m", "tests.scalar_memory", way]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert least <= float(result.stdout) <= most
