@@ -169,7 +169,7 @@ async def _learn(plan: Plan, screen: Screen, team: Sequence[DemoNode], began: fl
                 if over:
                     return
                 await _next_look(starting, team, min(POLL_S, plan.seconds - seconds))
-                await plan.promise.lead(team, plan.seconds - seconds)
+                await plan.promise.lead(team, seconds, plan.seconds)
                 await asyncio.gather(*(node.refresh() for node in team))
     finally:
         starting.cancel()

@@ -23,8 +23,8 @@ TARGET_ACCURACY = 0.93  # digits and mnist: every node gets there by exchanging,
 TARGETS = {"fashion-mnist": 0.75}  # alone 0.56 to 0.65 (`p2pnode demo --task fashion-mnist`)
 
 LOSS_MARGIN = 0.05  # of a task that we don't know
-LOSS_MARGINS = {"digits": 0.2}  # from 2.3, which is guessing
-ENOUGH = 1.5  # times the margin, on the way: then the last entries can't take it back
+LOSS_MARGINS = {"digits": 1.0}  # from 2.3, which is guessing
+ENOUGH = 1.2  # times the margin, on the way: then the last entries can't take it back
 SETTLE_S_MAX = 20.0  # from the last probe until all have the same: a few exchanges between processes, on a loaded machine
 
 NODE_KEYS = (
@@ -51,8 +51,8 @@ class Promise(Protocol):
         """What a person is about to see."""
         ...
 
-    async def lead(self, team: Team, left_s: float) -> None:
-        """Tell the nodes what to do next; `left_s`: seconds until the demo gives up."""
+    async def lead(self, team: Team, seconds: float, seconds_max: float) -> None:
+        """Tell the nodes what to do next, so many seconds after the start; at the most the demo gives up."""
         ...
 
     def done(self, team: Team) -> bool:
@@ -91,7 +91,7 @@ class ModelsPromise:
     def headline(self) -> str:
         return f"learn {self.task} together; target {percent(self.target)}"
 
-    async def lead(self, team: Team, left_s: float) -> None:
+    async def lead(self, team: Team, seconds: float, seconds_max: float) -> None:
         """They find their way."""
 
     def done(self, team: Team) -> bool:
@@ -137,9 +137,10 @@ class ScalarsPromise:
     def headline(self) -> str:
         return f"learn {self.task} together, a byte a gradient; the test loss must fall by {number(self.margin, 2)}"
 
-    async def lead(self, team: Team, left_s: float) -> None:
+    async def lead(self, team: Team, seconds: float, seconds_max: float) -> None:
         """Once it has got better, or time runs out: measure nothing new, so that what is on its way arrives everywhere."""
-        if self._gain(team) >= ENOUGH * self.margin or left_s <= SETTLE_S_MAX:
+        enough = self._gain(team) >= ENOUGH * self.margin
+        if enough or seconds_max - seconds <= min(SETTLE_S_MAX, seconds_max / 2):
             await asyncio.gather(*(_pause(node) for node in team if not _scalars(node).get("paused")))
 
     def done(self, team: Team) -> bool:

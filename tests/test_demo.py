@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from cli import demo_table
+from cli.demo_nodes import DemoNode
+from cli.demo_promises import ScalarsPromise
 from cli.exit_status import ExitStatus
+from p2pnode.config import Config
 from tests.processes import P2PNODE, ROOT, alive, descendants, environment, p2pnode, running, wait_for
 
 NODE_KEYS = {
@@ -59,6 +62,50 @@ def test_nodes_learn_together(tmp_path: Path) -> None:
     assert "reached" in done.stderr
     logs = [(tmp_path / node["name"] / "daemon.log").read_text("utf-8") for node in nodes]
     assert not [log for log in logs if "Traceback" in log]
+
+
+def test_nodes_end_with_the_same_bits(tmp_path: Path) -> None:
+    done = p2pnode("demo", "--protocol", "scalars", "--nodes", "3", "--seconds", "80", "--json", "--keep", tmp_path)
+    assert done.returncode == ExitStatus.OK, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert (document["protocol"], document["digests_equal"]) == ("scalars", True)
+    assert document["start_loss"] - document["end_loss"] >= document["loss_margin"] >= 0.5
+    nodes = document["nodes"]
+    for key in ("state_digest", "ledger_entries", "test_loss"):
+        assert len({node[key] for node in nodes}) == 1, f"all have the same {key}"
+    for node in nodes:
+        assert node.keys() >= NODE_KEYS
+        assert node["ledger_entries"] >= 1000
+        assert 0.5 < node["bytes_per_gradient"] < 20, "at the start greetings cost more than gradients"
+        assert node["bytes_sent"] < 100_000, "no model went over the wire"
+        assert not alive(node["pid"])
+    assert "the same bits" in done.stderr
+    logs = [(tmp_path / node["name"] / "daemon.log").read_text("utf-8") for node in nodes]
+    assert not [log for log in logs if "Traceback" in log]
+
+
+def team(*statuses: dict[str, Any]) -> list[DemoNode]:
+    rest = {"paused": True, "settled": True, "tested": True}
+    figures = {"state_digest": "ab", "ledger_digest": "cd", "start_loss": 2.0, "test_loss": 1.0, "ledger_entries": 9}
+    return [DemoNode(Config(name="n"), status={**figures, "scalars": rest, **status}) for status in statuses]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (({}, {"test_loss": 1.3}), "and the same bits"),
+        (({}, {"test_loss": 1.9}), "and not down by 0.70"),
+        (({}, {"state_digest": "ac"}), "did not come to the same state"),
+        (({}, {"ledger_digest": "ce"}), "did not come to the same state"),
+        (({}, {"scalars": {"paused": True, "settled": False, "tested": True}}), "did not come to the same state"),
+        (({}, {"state_digest": None, "test_loss": None}), "the mean test loss went from 2.000 to -"),
+    ],
+)
+def test_the_same_bits_and_a_lower_loss_are_both_needed(statuses: tuple[dict[str, Any], ...], words: str) -> None:
+    promise, nodes = ScalarsPromise("digits", 0.7), team(*statuses)
+    assert promise.kept(nodes) == (words == "and the same bits")
+    assert words in promise.verdict(nodes, 10, 60)
 
 
 def test_a_target_that_is_not_reached_is_a_failure() -> None:
@@ -130,6 +177,8 @@ def test_a_daemon_that_dies_ends_the_demo(endless: subprocess.Popen[str]) -> Non
     [
         (["--task", "digit"], "digits"),
         (["--merge", "Mean"], "FedAvg"),
+        (["--protocol", "bytes"], "models or scalars"),
+        (["--protocol", "scalars", "--target-accuracy", "0.9"], "leave out --target-accuracy"),
         (["--keep", "LICENSE/demo"], "LICENSE/demo"),
     ],
 )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pnode import Config, ConfigError, Node
+from p2pnode.config import PRESETS
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.store import STATE_FILE
+from protocols.limits import LAPTOP
 from tests.small_task import make_task, make_wide_task
 
 QUICK: dict[str, Any] = {
@@ -95,6 +99,37 @@ async def test_a_node_goes_on_from_what_it_stored(make: Callable[..., Node]) -> 
         assert not node.pause(False)
         await until(lambda: node.status()["scalars"]["own_steps"] > before["scalars"]["own_steps"])
     assert node.status()["errors"] == 0
+
+
+async def test_a_snapshot_serves_newcomers_restarts_and_new_training_processes(
+    make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = replace(LAPTOP, cut_entries_min=512, cut_s_min=0.5, floor_s=0.2)
+    monkeypatch.setitem(PRESETS, "laptop", small)
+    quick = {"cycle_s": 0.0, "local_steps": 40}
+    async with make("b", shard_index=1, **quick) as b:
+        async with make("a", **quick) as a:
+            await a.join(b.addresses[0])
+            await until(lambda: all(node.status()["scalars"]["cut"] for node in (a, b)))
+            os.kill(a.status()["trainer"]["pid"], signal.SIGKILL)
+            await until(lambda: a.status()["trainer"]["restarts"] == 1)
+            async with make("late", shard_index=2, **quick) as late:
+                await late.join(a.addresses[0])
+                await until(lambda: late.status()["scalars"]["cut"] and late.status()["scalars"]["own_steps"])
+                await settle((a, b, late))
+                assert {node.status()["scalars"]["authors"] for node in (a, b, late)} == {3}
+            rows = a.status()["scalars"]
+        async with make("a", **quick) as a:
+            a.pause(True)
+            assert a.status()["scalars"]["cut"] >= rows["cut"]
+            await a.join(b.addresses[0])
+            await until(lambda: same((a, b)))
+    files = [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith("snapshot-")]
+    assert 1 <= len(files) <= 2, "old ones are not kept for ever"
+    db = sqlite3.connect(tmp_path / "a" / STATE_FILE)
+    kept = db.execute("SELECT sum(count) FROM runs").fetchone()[0]
+    db.close()
+    assert kept < a.status()["ledger_entries"], "the disk doesn't keep what the snapshot holds"
 
 
 async def test_who_lost_its_database_signs_nothing_until_peers_have_told_it(make: Callable[..., Node], tmp_path: Path) -> None:
