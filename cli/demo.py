@@ -159,7 +159,7 @@ def _obey_signals(learning: asyncio.Task[None], team: Sequence[DemoNode], screen
 
 async def _learn(plan: Plan, screen: Screen, team: Sequence[DemoNode], began: float) -> None:
     """Until there is nothing left to see or the time is over. Raises DaemonEnded or ConfigError."""
-    starting = asyncio.create_task(_start(team))
+    starting = asyncio.create_task(start(team))
     try:
         with Watch(screen, f"{plan.nodes} nodes {plan.promise.headline}", plan.promise.view) as watch:
             while True:
@@ -187,7 +187,7 @@ async def _next_look(starting: asyncio.Task[None], team: Sequence[DemoNode], sec
         starting.result()
 
 
-async def _start(team: Sequence[DemoNode]) -> None:
+async def start(team: Sequence[DemoNode]) -> None:
     """All at once, because importing torch takes longest. The first node's invitation and address are all the others get."""
     first, *others = team
     invitation = found_ahead(first.config.data_dir, first.config.swarm)

@@ -18,12 +18,12 @@ def scalar_status(parts: Parts, seen: ScalarStatus | None) -> dict[str, Any]:
     """The part of the status document that is about gradients. JSON types only."""
     if seen is None or parts.journal is None:
         return {"scalars": None, **dict.fromkeys(HEADLINES)}
-    journal = parts.journal
+    journal, moved = parts.journal, link_bytes(parts)
     return {
         "ledger_entries": seen.entries,
         "ledger_digest": seen.ledger,
         "state_digest": seen.state_digest or None,
-        "bytes_per_gradient": bytes_per_gradient(parts, seen),
+        "bytes_per_gradient": moved / seen.link_entries if seen.link_entries else None,
         "scalars": {
             "authors": seen.authors,
             "own_steps": seen.own_steps,
@@ -35,6 +35,8 @@ def scalar_status(parts: Parts, seen: ScalarStatus | None) -> dict[str, Any]:
             "epoch": seen.epoch,
             "voided": [peer_text(author) for author in seen.voided],
             "diverged": seen.diverged,
+            "link_bytes": moved,
+            "link_entries": seen.link_entries,
             "settled": seen.settled,
             "paused": seen.paused,
             "mute": journal.why_mute if journal.mute else None,
@@ -43,15 +45,13 @@ def scalar_status(parts: Parts, seen: ScalarStatus | None) -> dict[str, Any]:
     }
 
 
-def bytes_per_gradient(parts: Parts, seen: ScalarStatus) -> float | None:
-    """All bytes of all sockets, both ways, by gradients times links that had to know of them. None: no link had any.
+def link_bytes(parts: Parts) -> int:
+    """All bytes of all sockets, both ways: over `link_entries` they are bytes per gradient.
 
     Everything counts but the headers of TCP and IP: handshakes, encryption, multiplexing, probes, membership, snapshots, and
     models where they are exchanged too.
     """
     total = parts.transport.total
     if total.wire_bytes_sent is None or total.wire_bytes_received is None:
-        moved = total.bytes_sent + total.bytes_received
-    else:
-        moved = total.wire_bytes_sent + total.wire_bytes_received
-    return moved / seen.link_entries if seen.link_entries else None
+        return total.bytes_sent + total.bytes_received
+    return total.wire_bytes_sent + total.wire_bytes_received

@@ -205,6 +205,7 @@ def test_what_a_daemon_says_of_its_parts() -> None:
         "trainer": {"state": "failing: RuntimeError: never", "restarts": 4}, "store": {"state": "failing: disk full"},
         "peers": 0, "uptime_s": 100.0, "faults": {"forged offer": 2}, "errors": 1,
         "discovery": [{"source": "mdns", "error": "OSError: no route"}], "budget": {"state": "spent", "until": "midnight"},
+        "scalars": {"mute": "it lost what it signed", "diverged": 2, "voided": ["12D3KooWliar"]},
         "nat": {"reachability": "private", "relays": [], "mapping": "differs", "helpers": []},
     }  # fmt: skip
     findings = list(check_running(status))
@@ -215,6 +216,10 @@ def test_what_a_daemon_says_of_its_parts() -> None:
     says(named(findings, "errors"), Level.WARN, "1 internal errors")
     says(named(findings, "discovery"), Level.WARN, "by mdns fails", "no route")
     says(named(findings, "budget"), Level.WARN, "nothing crosses until midnight")
+    ledger = [finding for finding in findings if finding.id == "ledger"]
+    assert [finding.level for finding in ledger] == [Level.FAIL, Level.FAIL, Level.WARN]
+    assert "2 times a peer with the same gradients had other bits" in ledger[1].text
+    says(named(list(check_running({"scalars": {"authors": 4, "missing": 7}})), "ledger"), Level.OK, "gradients of 4 nodes, 7 missing")
     behind, symmetric = (one for one in findings if one.id == "nat")
     says(behind, Level.WARN, "lets nobody in")
     says(symmetric, Level.WARN, "symmetric NAT")

@@ -21,6 +21,7 @@ def check_running(status: dict[str, Any]) -> Iterator[Finding]:
     yield from _check_discovery(status)
     yield from check_nat(status)
     yield from _check_budget(status)
+    yield from _check_ledger(status.get("scalars") or {})
 
 
 def _check_parts(status: dict[str, Any]) -> Iterator[Finding]:
@@ -96,6 +97,20 @@ def _check_upnp(upnp: dict[str, Any], *, public: bool) -> Iterator[Finding]:
     elif upnp.get("state") and not public:
         text = f"the router doesn't let others in by itself ({upnp['state']})"
         yield warn("upnp", text, "turn UPnP on in the router, or forward a port there and announce it")
+
+
+def _check_ledger(scalars: dict[str, Any]) -> Iterator[Finding]:
+    """Shared-seed learning: whether it measures, and whether the same gradients are the same bits everywhere."""
+    if mute := scalars.get("mute"):
+        yield fail("ledger", str(mute), "connect it with members that it has talked to before the loss")
+    if diverged := scalars.get("diverged"):
+        text = f"{diverged} times a peer with the same gradients had other bits"
+        yield fail("ledger", text, "test the memory of both machines (the log names the peer), and please report it")
+    if voided := scalars.get("voided"):
+        text = f"{len(voided)} author(s) signed two things of one step, and count no more: {', '.join(map(str, voided))}"
+        yield warn("ledger", text, "look whether one identity runs in two places")
+    if scalars and not mute and not diverged:
+        yield ok("ledger", f"gradients of {scalars.get('authors')} nodes, {scalars.get('missing') or 0} missing")
 
 
 def _check_budget(status: dict[str, Any]) -> Iterator[Finding]:
