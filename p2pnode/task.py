@@ -43,6 +43,7 @@ BUILT_IN = {
     "digits": "p2pnode.tasks.digits:digits",
     "fashion-mnist": "p2pnode.tasks.images:fashion_mnist",
     "mnist": "p2pnode.tasks.images:mnist",
+    "sentiment": "p2pnode.tasks.sentiment:sentiment",
 }
 
 _NOT_THE_USERS = (

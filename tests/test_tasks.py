@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.server
 import os
 import threading
@@ -99,7 +100,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_download_is_checked_and_kept(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7])
     (mirror / Path(LABELS).name).write_bytes(gzip.compress(content))
-    monkeypatch.setitem(idx._CONTENT_SHA256, LABELS, idx.hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(idx._CONTENT_SHA256, LABELS, hashlib.sha256(content).hexdigest())
     path = idx_file(LABELS)
     assert path == tmp_path / "cache" / "p2pnode" / LABELS
     assert read_idx(path, 1).tolist() == [5, 7]
@@ -132,7 +133,7 @@ def test_the_real_files_have_the_checksums_we_expect() -> None:
     for name, expected in idx._CONTENT_SHA256.items():
         needs(name)
         content = gzip.decompress(idx_file(name).read_bytes())
-        assert idx.hashlib.sha256(content).hexdigest() == expected, name
+        assert hashlib.sha256(content).hexdigest() == expected, name
 
 
 def test_fashion_mnist() -> None:

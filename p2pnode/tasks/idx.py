@@ -1,7 +1,6 @@
-"""IDX files, the format of MNIST and its kin: found, or fetched once, and read strictly.
+"""IDX files, the format of MNIST and its kin: which there are, and how one is read strictly.
 
-Owns where image data lives: the folder named by `P2PNODE_DATA`, then a cache, then the internet. It must never believe a file
-that came over the network before its SHA-256 fits, nor read more of one than its header promises.
+Owns the format and the table of sources. It must never read more of a file than its header promises.
 
 Format: magic 0, 0, 8 (unsigned bytes), number of dimensions; each dimension as 4 bytes big-endian; the values (LeCun's MNIST
 page). Files come gzipped. Checksums are of the unpacked content, since mirrors and distributions pack the same content anew.
@@ -9,15 +8,8 @@ page). Files come gzipped. Checksums are of the unpacked content, since mirrors 
 
 from __future__ import annotations
 
-import fcntl
 import gzip
-import hashlib
-import logging
 import math
-import os
-import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from pathlib import Path
 
@@ -25,12 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnode.errors import ConfigError
-
-log = logging.getLogger(__name__)
-
-CONTENT_BYTES_MAX = 64 << 20  # the largest, Fashion-MNIST's training images, has 47 MB
-DOWNLOAD_BYTES_MAX = 64 << 20  # packed it has 26 MB
-DOWNLOAD_GAP_S_MAX = 20.0  # no byte for so long and the source counts as down (guess)
+from p2pnode.tasks.downloads import CONTENT_BYTES_MAX, local_file
 
 Bytes = NDArray[np.uint8]
 
@@ -53,27 +40,8 @@ def idx_file(name: str) -> Path:
 
     Raises ConfigError, one sentence that says what to do, when it is neither here nor to be had.
     """
-    if given := os.environ.get("P2PNODE_DATA"):
-        path = Path(given) / name
-        if path.is_file():
-            return path
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pnode" / name
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # nodes that start together fetch it once
-            if not path.is_file():
-                _download(name, path)
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-        raise ConfigError(
-            f"{name} isn't on this machine and can't be downloaded ({error}); "
-            "name a folder that holds it in P2PNODE_DATA, or connect to the internet once."
-        ) from None
-    return path
+    url = _SOURCES[name.partition("/")[0]] + name.rpartition("/")[2]
+    return local_file(name, url, _CONTENT_SHA256[name], packed=True)
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
@@ -93,24 +61,3 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(f"{path} isn't a whole IDX file ({error}); delete it or put the right one there.") from None
     return np.frombuffer(values, np.uint8).reshape(shape)
-
-
-def _download(name: str, path: Path) -> None:
-    """Fetch to a temporary file, check, rename. Raises OSError, also for a checksum that doesn't fit."""
-    expected = _CONTENT_SHA256[name]
-    url = _SOURCES[path.parent.name] + path.name
-    log.info("downloading %s", url)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part") as temporary:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_GAP_S_MAX) as response:  # noqa: S310 - from our table
-            size = 0
-            while piece := response.read(1 << 16):
-                size += len(piece)
-                if size > DOWNLOAD_BYTES_MAX:
-                    raise OSError(f"{url} is larger than {DOWNLOAD_BYTES_MAX} bytes")
-                temporary.write(piece)
-        temporary.flush()
-        with gzip.open(temporary.name) as content:
-            found = hashlib.sha256(content.read(CONTENT_BYTES_MAX)).hexdigest()
-        if found != expected:
-            raise OSError(f"{url} has content with SHA-256 {found[:16]}… instead of {expected[:16]}…")
-        os.link(temporary.name, path)
