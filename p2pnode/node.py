@@ -149,7 +149,6 @@ class Node:
         if parts.journal is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(parts.journal.settle(), JOURNAL_S_MAX)
-            self._feed(Pause(True))  # what was measured is said before we go
         saving = asyncio.create_task(self._save_last(parts, settled))
         self._feed(Leave())
         if self._links:

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ def make(tmp_path: Path) -> Callable[..., Node]:
     return make_node
 
 
+@asynccontextmanager
+async def together(*nodes: Node) -> AsyncIterator[None]:
+    """All started at once, which takes processes of their own, and stopped in the end; the later ones know the first."""
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*(stack.enter_async_context(node) for node in nodes))
+        for node in nodes[1:]:
+            await node.join(nodes[0].addresses[0])
+        yield
+
+
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - a node tells of itself when asked
@@ -63,9 +74,7 @@ async def settle(nodes: Sequence[Node]) -> None:
 
 async def test_four_nodes_a_killed_training_process_and_a_late_joiner_end_with_the_same_bits(make: Callable[..., Node]) -> None:
     a, b, c, late = (make(name, shard_index=index) for index, name in enumerate("abcd"))
-    async with a, b, c:
-        for node in (b, c):
-            await node.join(a.addresses[0])
+    async with together(a, b, c):
         await until(lambda: all(node.status()["scalars"]["own_steps"] > 100 for node in (a, b, c)))
         start_loss = a.status()["start_loss"]
         os.kill(b.status()["trainer"]["pid"], signal.SIGKILL)
@@ -84,31 +93,15 @@ async def test_four_nodes_a_killed_training_process_and_a_late_joiner_end_with_t
     assert late.status()["state"] == "stopped"
 
 
-async def test_a_node_goes_on_from_what_it_stored(make: Callable[..., Node]) -> None:
-    async with make("a") as node:
-        await until(lambda: node.status()["scalars"]["own_steps"] >= 100)
-        await settle([node])
-        before = node.status()
-    async with make("a") as node:
-        node.pause(True)
-        after = node.status()
-        assert after["scalars"]["own_steps"] == after["ledger_entries"] >= before["ledger_entries"]
-        assert after["ledger_digest"] == before["ledger_digest"]
-        await until(lambda: same([node]))
-        assert node.status()["state_digest"] == before["state_digest"]
-        assert not node.pause(False)
-        await until(lambda: node.status()["scalars"]["own_steps"] > before["scalars"]["own_steps"])
-    assert node.status()["errors"] == 0
-
-
 async def test_a_snapshot_serves_newcomers_restarts_and_new_training_processes(
     make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     small = replace(LAPTOP, cut_entries_min=512, cut_s_min=0.5, floor_s=0.2)
     monkeypatch.setitem(PRESETS, "laptop", small)
     quick = {"cycle_s": 0.0, "local_steps": 40}
-    async with make("b", shard_index=1, **quick) as b:
-        async with make("a", **quick) as a:
+    b, a = make("b", shard_index=1, **quick), make("a", **quick)
+    async with b:
+        async with a:
             await a.join(b.addresses[0])
             await until(lambda: all(node.status()["scalars"]["cut"] for node in (a, b)))
             os.kill(a.status()["trainer"]["pid"], signal.SIGKILL)
@@ -157,8 +150,8 @@ async def test_who_lost_its_database_signs_nothing_until_peers_have_told_it(make
 
 
 async def test_a_disk_that_refuses_is_a_state_and_nothing_is_signed_meanwhile(make: Callable[..., Node]) -> None:
-    async with make("b", shard_index=1) as b, make("a") as a:
-        await a.join(b.addresses[0])
+    a, b = make("a"), make("b", shard_index=1)
+    async with together(b, a):
         await until(lambda: a.status()["scalars"]["own_steps"] > 50 and b.status()["scalars"]["authors"] == 2)
         b.pause(True)
         assert a._parts is not None
@@ -176,9 +169,7 @@ async def test_a_disk_that_refuses_is_a_state_and_nothing_is_signed_meanwhile(ma
 
 async def test_strangers_by_recipe_or_protocol_refuse_each_other(make: Callable[..., Node]) -> None:
     a, b, c = make("a"), make("b", make_wide_task), make("c", protocol="models")
-    async with a, b, c:
-        await b.join(a.addresses[0])
-        await c.join(a.addresses[0])
+    async with together(a, b, c):
         await until(lambda: b.status()["scalars"]["own_steps"] > 20 and c.status()["steps"] > 0)
         assert [node.status()["peers"] for node in (a, b, c)] == [0, 0, 0]
         with pytest.raises(ConfigError, match="exchanges models"):
@@ -187,29 +178,11 @@ async def test_strangers_by_recipe_or_protocol_refuse_each_other(make: Callable[
 
 
 async def test_models_and_gradients_together(make: Callable[..., Node]) -> None:
-    nodes = [make(name, shard_index=index, protocol="both", models_every_s=0.5) for index, name in enumerate("ab")]
-    async with nodes[0] as a, nodes[1] as b:
-        await b.join(a.addresses[0])
+    a, b = (make(name, shard_index=index, protocol="both", models_every_s=0.5) for index, name in enumerate("ab"))
+    async with together(a, b):
         await until(lambda: all(one.status()["merges"] > 1 and one.status()["scalars"]["authors"] == 2 for one in (a, b)))
-        a.pause(True), b.pause(True)
+        for node in (a, b):
+            node.pause(True)
         await until(lambda: a.status()["ledger_digest"] == b.status()["ledger_digest"])
         await until(lambda: a.status()["state_digest"] == b.status()["state_digest"])
         assert a.status()["errors"] == b.status()["errors"] == 0
-
-
-async def test_a_folder_of_another_swarm_is_refused_with_a_sentence(make: Callable[..., Node]) -> None:
-    async with make("a") as node:
-        await until(lambda: node.status()["scalars"]["own_steps"] > 0)
-    with pytest.raises(ConfigError, match="of another swarm, task or recipe"):
-        await make("a", make_wide_task).start()
-
-
-async def test_a_task_without_a_recipe_is_refused_with_a_sentence(make: Callable[..., Node]) -> None:
-    with pytest.raises(ConfigError, match="recipe"):
-        await make("a", make_without_recipe).start()
-
-
-def make_without_recipe(shard: Any) -> Any:
-    task = make_task(shard)
-    task.scalars = None
-    return task
