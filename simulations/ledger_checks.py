@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from protocols.effects import Effect, Log, Send
 from protocols.entries import Run, Span
@@ -23,13 +22,10 @@ from protocols.identity import PeerId, peer_text
 from protocols.limits import Limits
 from protocols.messages import Runs
 from protocols.recipe import Recipe
-from protocols.snapshot import Snapshot
+from protocols.snapshot import ScalarStatus, Snapshot
 from protocols.wire import decode
 from simulations.checks import Checks
 from simulations.pupil import Pupil
-
-if TYPE_CHECKING:
-    from protocols.snapshot import ScalarStatus
 
 FRAMING_BYTES = 30  # of a frame on a real link, beside it: Noise 18 (length and tag), yamux 12
 
@@ -116,8 +112,8 @@ class LedgerChecks:
         self._checks.table(now, who, "bytes of the ledger", scalars.held, limits.ledger_bytes_max)
         if scalars.diverged:
             self._checks.violated(now, who, "S6", "reports the same ledger with another state")
-        if scalars.settled:
-            known, other = self._states.setdefault(scalars.ledger_digest, (scalars.state_digest, who))
+        if scalars.state_at:
+            known, other = self._states.setdefault(scalars.state_at, (scalars.state_digest, who))
             if known != scalars.state_digest:
                 self._checks.violated(now, who, "S6", f"has another sum than node {other} for the same ledger")
 
@@ -167,7 +163,7 @@ class LedgerChecks:
             ledgers=len({one.ledger for one in seen}),
             states=len({pupil.spsa.digest for pupil in pupils.values()}),
             settled_s=settled_s,
-            void=max((one.voided for one in seen), default=0),
+            void=max((len(one.voided) for one in seen), default=0),
         )
 
     def promise(self, now: float, ending: Ending) -> None:

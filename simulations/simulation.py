@@ -202,7 +202,7 @@ class Simulation:
         life = self._lives[index] = self._lives[index] + 1
         name = ("core", index) if life == 1 else ("core", index, life)
         ledger = None if recipe is None else self._remembers(node, factor, drawn, life)
-        core = Core(key, settings, model, world.randomness(*name), world.now, addresses, **({"ledger": ledger} if ledger else {}))
+        core = Core(key, settings, model, world.randomness(*name), world.now, addresses, ledger=ledger)
         node.start(core if index not in self.liars else self._liar(index, core))
         if self._quiet:
             node.handle(Pause(True))
@@ -286,9 +286,7 @@ class Simulation:
         if not living or (self._series and self._series[-1].t == self.world.now):
             return
         accuracies = self.learners.accuracies([node.model() for node, _ in living])
-        steps = sum(seen.steps + (seen.scalars.own_steps if self.ledgers and seen.scalars else 0) for _, seen in living) / len(
-            living
-        )
+        steps = sum(seen.steps + (seen.scalars.own_steps if seen.scalars else 0) for _, seen in living) / len(living)
         mean = sum(accuracies) / len(accuracies)
         self._series.append(Point(self.world.now, self.network.bytes, steps, mean, min(accuracies), max(accuracies)))
 
