@@ -68,8 +68,10 @@ class Scalars:
         """The parameters without the sum, for a while."""
         for name, live in self.model.live.items():
             live.copy_(self.base[name])
-        yield
-        self.model.settle()
+        try:
+            yield
+        finally:
+            self.model.settle()
 
     def probe(self, first: int, count: int, rng: np.random.Generator, hurry: Event) -> ProbeResult:
         """Gradients of our steps `first` and on, each added at once; `count`, or fewer in a hurry or when one isn't finite.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
+from p2pnode.trainer import Trainer, TrainerSettings
 from protocols.entries import Span
 from protocols.merkle import Digest, Tree
-from tests.scalar_nodes import AUTHORS, full, learner, of, state
+from tests.scalar_nodes import AUTHORS, SWARM, full, learner, of, state
 
 
 def test_combined_mode_trains_merges_and_probes(tmp_path: Path) -> None:
@@ -65,3 +68,24 @@ def test_combined_mode_goes_back_from_a_bad_merge_and_from_divergence(tmp_path: 
     node.pupil.optimizer.param_groups[0]["lr"] = float("inf")
     assert math.isnan(node.train(3).loss)
     assert (state(node), node.tree.digest) == (before, model)
+
+
+async def test_a_killed_process_has_both_again(tmp_path: Path) -> None:
+    settings = TrainerSettings("tests.small_task:make_task", init_seed=7, protocol="both", swarm=SWARM, author=AUTHORS[0])
+    trainer = Trainer(settings, tmp_path / "blobs")
+    spans: list[Span] = []
+    try:
+        await trainer.start()
+        await trainer.restore(lambda: (None, tuple(spans)))
+        trained = await trainer.train(5)
+        spans.append(Span(AUTHORS[0], 0, (await trainer.probe(0, 5)).codes))
+        before, tested = await trainer.fingerprint(), await trainer.evaluate()
+        assert trainer.pid is not None
+        os.kill(trainer.pid, signal.SIGKILL)
+        assert await trainer.fingerprint() == before
+        assert (await trainer.evaluate()).test_loss == tested.test_loss
+        assert (
+            await trainer.merge(1.0, [(trained.digest, tmp_path / "blobs" / trained.digest.hex(), 1.0)])
+        ).digest == trained.digest
+    finally:
+        await trainer.stop()
