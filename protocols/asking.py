@@ -39,7 +39,7 @@ class Asking:
     def ask(self, turn: Turn) -> None:
         """Ask every peer that has what we lack and owes us no answer."""
         for side in self._sides.values():
-            if side.asked or turn.now < side.ask_at or not (side.ahead or side.forked):
+            if side.asked or turn.now < side.ask_at or not (side.ahead or side.forked or side.orphans):
                 continue
             wants, side.ask_at = self._wants(side), NEVER
             if not wants:
@@ -57,10 +57,10 @@ class Asking:
     def _wants(self, side: Side) -> dict[bytes, int]:
         """Authors to be asked of `side`, and how many entries of each we have."""
         wants: dict[bytes, int] = {}
-        for tag in [*side.forked, *side.ahead]:
+        for tag in [*side.orphans, *side.forked, *side.ahead]:
             if len(wants) >= self._limits.ask_items_max:
                 break
-            if self.lacks(side, tag):
+            if tag in side.orphans or self.lacks(side, tag):
                 if tag not in self._asked:
                     wants[tag] = self._ours(tag)
             else:
@@ -111,6 +111,7 @@ class Asking:
         """An answer has ended. What it should have held and didn't, its sender doesn't have, or we won't take."""
         for tag, before in side.asked.items():
             self._asked.pop(tag, None)
+            side.orphans.pop(tag, None)
             if whole:
                 side.forked.pop(tag, None)
             if self._ours(tag) == before and (whole or not side.gained) and tag not in side.forked:
@@ -148,7 +149,7 @@ class Asking:
         for side in self._sides.values():
             if side.asked:
                 times.append(side.patience)
-            elif (side.ahead or side.forked) and side.ask_at != NEVER:
+            elif (side.ahead or side.forked or side.orphans) and side.ask_at != NEVER:
                 times.append(side.ask_at)
         return min(times)
 

@@ -26,6 +26,7 @@ from protocols.sides import Side
 from protocols.transfer import Transfers
 from protocols.turn import Turn
 
+TRIES_MAX = 4  # a question and its answer may be lost (guess)
 BAD_MAX = 8  # snapshots remembered that we couldn't use
 
 
@@ -46,6 +47,7 @@ class Returning:
         self.ours: SnapshotOffer | None = None
         self.wanted: Digest | None = None
         self._asked: dict[PeerId, SnapshotOffer | None] = {}  # who was asked, and what he has said
+        self._tries = 0  # how often to ask again
         self._choose_at = float("inf")
         self._fetching: SnapshotOffer | None = None
         self._bad: dict[Digest, None] = {}
@@ -85,14 +87,17 @@ class Returning:
 
     def need(self, turn: Turn) -> None:
         """A peer has compacted what we lack: ask everybody for snapshots."""
-        if self.busy:
+        if self.busy or self._asked:
             return
-        if not self._asked:
-            self._choose_at = turn.now + self._limits.snapshot_wait_s
+        self._tries = TRIES_MAX
+        self._ask(turn)
+
+    def _ask(self, turn: Turn) -> None:
+        self._tries -= 1
+        self._choose_at = turn.now + self._limits.snapshot_wait_s
+        self._asked = dict.fromkeys(self._sides)
         for peer in self._sides:
-            if peer not in self._asked:
-                self._asked[peer] = None
-                turn.send(peer, SnapshotAsk())
+            turn.send(peer, SnapshotAsk())
 
     def on_offer(self, link: Link, offer: SnapshotOffer, turn: Turn) -> None:
         """A peer says which it has."""
@@ -114,19 +119,21 @@ class Returning:
             self._transfers.resume(digest, [peer], turn)
 
     def _choose(self, turn: Turn) -> None:
-        """Fetch the one that most peers offer; nobody offered any: forget it until somebody's rows say so again."""
+        """Fetch the one that most peers offer. Nobody offered any: ask again, or wait until somebody's rows say so again."""
         offers = {peer: offer for peer, offer in self._asked.items() if offer is not None and peer in self._sides}
         votes = Counter((offer.digest, offer.size) for offer in offers.values())
         self._choose_at = float("inf")
         self._asked = {}
         if not votes:
+            if self._tries:
+                self._ask(turn)
             return
         digest, size = max(votes, key=lambda one: (votes[one], one))
         sources = [peer for peer, offer in offers.items() if (offer.digest, offer.size) == (digest, size)]
         if digest in self._holdings:
             self._holdings.keep(digest)
             self._fetching, self.wanted = offers[sources[0]], digest
-        elif self._transfers.room_for(size, 0):
+        elif self._transfers.room_for(size, 0) and digest not in self._transfers.parked:
             self._fetching = offers[sources[0]]
             self._transfers.fetch(digest, size, sources, turn.now + self._limits.snapshot_fetch_s_max, 0, turn)
 

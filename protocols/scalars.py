@@ -15,12 +15,13 @@ Source: "Just One Byte (per gradient)", Zelikman et al. 2023, arXiv 2306.10015. 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from hashlib import sha256
 
 from protocols.asking import Asking
 from protocols.codes import code_named
 from protocols.cuts import Cuts
 from protocols.effects import Log, Trim
-from protocols.entries import Proof, Restored, Run, Span
+from protocols.entries import Mark, Proof, Restored, Run, Span
 from protocols.events import Adopted, Applied, Compacted, Fingerprinted, Logged, Pause, Probed, ScalarEvent
 from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId
@@ -77,7 +78,7 @@ class Scalars:
         self._width = code.entry_bytes
         self.sides: dict[PeerId, Side] = {}
         self.summing = Summing(self.ledger, me, settings, limits, code.entry_bytes, now)
-        self.spreading = Spreading(self.ledger, limits, self.sides, links)
+        self.spreading = Spreading(self.ledger, me, limits, self.sides, links)
         self.asking = Asking(self.ledger, limits, self.sides, self.spreading)
         self.cuts = Cuts(self.ledger, me, limits, self.sides, barred, now)
         self.returning = Returning(self.ledger, limits, self.sides, transfers, shelf, holdings)
@@ -119,7 +120,7 @@ class Scalars:
         """Entries of ours are measured: to be made durable, then said."""
         if not self.ledger.unsaid:
             self._unsaid_since = turn.now
-        self.summing.on_probed(event.first, len(event.codes) // self._width)
+        self.summing.on_probed(Span(self._identity.peer, event.first, event.codes))
         self._take(self.ledger.own(event.first, event.codes), None, turn)
 
     def _on_logged(self, number: int) -> None:
@@ -137,6 +138,7 @@ class Scalars:
         else:
             turn.add(Trim(cut))
             self.returning.serve(event.digest, event.size, turn.now, turn)
+            self.spreading.printed(*_print_of(cut, event.digest))
 
     def _on_adopted(self, event: Adopted, turn: Turn) -> None:
         """The sum is a snapshot's, or is not."""
@@ -160,6 +162,7 @@ class Scalars:
         self._reconcile()
         if link.peer not in self.sides:
             side = self.sides[link.peer] = new_side(link, turn.now, self._limits)
+            self.spreading.greet(side)
             self.cuts.greet(side)
             self.returning.greet(side, turn)
             self.spreading.tick(turn)
@@ -347,3 +350,9 @@ class Scalars:
         missing = self.returning.needed or self.asking.lacking or self.asking.lacks_author(self._identity.peer)
         fresh = self.summing.printed == self.ledger.digest
         return self.summing.ready and not self.ledger.unsaid and not missing and fresh and self._logging is None
+
+
+def _print_of(cut: Iterable[Mark], snapshot: Digest) -> tuple[bytes, bytes]:
+    """A cut and its snapshot, to be compared as a ledger and its state are: equal cuts make equal snapshots."""
+    marks = (mark.author + mark.count.to_bytes(8, "big") + mark.chain for mark in cut)
+    return sha256(b"p2pnode/1 cut\x00" + b"".join(marks)).digest()[:16], snapshot[:16]

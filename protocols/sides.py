@@ -30,6 +30,7 @@ class Side:
     lazy: dict[bytes, None] = field(default_factory=dict)  # whose runs it gets from others sooner
     pruned: dict[bytes, float] = field(default_factory=dict)  # whose runs it was told to push no more, and when
     out: list[Run] = field(default_factory=list)  # news for it, sent when the turn ends
+    orphans: dict[bytes, None] = field(default_factory=dict)  # whose runs it is to be asked for, so that it pushes them again
     fed: bool = False  # it was the first to tell us something
     # comparing
     compared: bool = False  # we know what it has

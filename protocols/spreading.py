@@ -44,7 +44,10 @@ BRISK_S = 1.0  # between two standings while nobody measures: people wait for no
 class Spreading:
     """The talk of one node about its ledger. `sides`: by active peer; `links`: the core's table."""
 
-    def __init__(self, ledger: Ledger, limits: Limits, sides: Mapping[PeerId, Side], links: Mapping[PeerId, Link]) -> None:
+    def __init__(
+        self, ledger: Ledger, me: PeerId, limits: Limits, sides: Mapping[PeerId, Side], links: Mapping[PeerId, Link]
+    ) -> None:
+        self._own = ledger.tag(me)
         self._ledger, self._limits, self._sides, self._links = ledger, limits, sides, links
         self._parents: dict[PeerId, PeerId] = {}  # who pushed an author's newest run to us first
         self._prints: deque[tuple[bytes, bytes]] = deque(maxlen=PRINTS_KEPT)
@@ -61,6 +64,11 @@ class Spreading:
         for side in self._sides.values():
             if side is not source and side.theirs.get(tag, 0) < end and tag not in side.lazy:
                 side.out.append(run)
+
+    def greet(self, side: Side) -> None:
+        """A peer has become active. Whoever is fed by nobody asks it to push."""
+        side.hurry = True
+        side.graft = not any(other.fed for other in self._sides.values())
 
     def came(self, side: Side, run: Run, part: Part, *, new: bool, turn: Turn) -> None:
         """`side` has sent this run, which was new here or not."""
@@ -143,19 +151,25 @@ class Spreading:
         return min((self._due(side, standing) for side in self._sides.values()), default=float("inf"))
 
     def lost(self, side: Side) -> None:
-        """A peer is active no more. If it brought us news, the others shall."""
-        for author in [author for author, peer in self._parents.items() if peer == side.link.peer]:
+        """A peer is active no more. Of the authors whose news it brought, others shall: who gets them elsewhere than from us."""
+        orphans = [author for author, peer in self._parents.items() if peer == side.link.peer]
+        for place, author in enumerate(orphans):
             del self._parents[author]
-        for other in self._sides.values():
-            if side.fed:
-                other.hurry = other.graft = True
-                other.pruned.clear()
+            tag = self._ledger.tag(author)
+            others = [other for other in self._sides.values() if tag in other.lazy]
+            if others:
+                others[place % len(others)].orphans[tag] = None
+            else:
+                for other in self._sides.values():
+                    other.hurry = other.graft = True
 
     def on_standing(self, side: Side, standing: Standing, turn: Turn) -> None:
         """A peer says how things stand there."""
-        side.heard = standing
+        first, side.heard = side.heard is None, standing
         if standing.graft:
             side.lazy.clear()
+        elif first:
+            side.lazy = dict.fromkeys(row.tag for row in self._ledger.rows() if row.tag != self._own)  # it is fed already
         self._compare_states(side, standing, turn)
         if standing.proofs != self._ledger.proofs_digest and side.proofs_given != standing.proofs:
             side.proofs_given = standing.proofs

@@ -106,7 +106,7 @@ class Summing:
         times = [float("inf")]
         if not self.paused and not self.held:
             times.append(self._next_round)
-        if self.printed != self._ledger.digest:
+        if self._print_wanted:
             times.append(self._next_print_paused if self.paused else self._next_print)
         return min(times)
 
@@ -117,13 +117,15 @@ class Summing:
         self._done(Job.APPLYING)
         self._probe_next = True
 
-    def on_probed(self, first: int, count: int) -> None:
-        """Entries of ours were measured, and are in the sum."""
+    def on_probed(self, span: Span) -> None:
+        """Entries of ours were measured, and are in the sum; what was to be taken back before them takes them along."""
         self._done(Job.PROBING)
         self.rounds += 1
         self._probe_next = False
-        if self._counts.get(self._me, 0) == first:
-            self._counts[self._me] = first + count
+        if self._counts.get(self._me, 0) == span.first:
+            self._counts[self._me] = span.first + len(span.codes) // self._width
+        elif span.codes:
+            self._retract.append(span)
 
     def on_fingerprinted(self, state: bytes, now: float) -> None:
         """The sum's hash."""
@@ -171,8 +173,12 @@ class Summing:
         return not self.paused and not self.held and now >= self._next_round
 
     def _print_due(self, now: float) -> bool:
-        due = self._next_print_paused if self.paused else self._next_print
-        return now >= due and self.printed != self._ledger.digest
+        return self._print_wanted and now >= (self._next_print_paused if self.paused else self._next_print)
+
+    @property
+    def _print_wanted(self) -> bool:
+        """Whether the sum is another. With unsaid entries of ours in it, its hash would tell others nothing."""
+        return self.printed != self._ledger.digest and not self._ledger.unsaid
 
     def _tail(self) -> tuple[Span, ...]:
         """What is in the sum above the cut."""

@@ -1,4 +1,4 @@
-"""A swarm that learns from shared scalars, with a driver that is next to nothing: entries are random bytes, a sum is a dictionary.
+"""A swarm that learns from shared scalars; its driver is next to nothing: entries are random bytes, a sum is a dictionary.
 
 Owns what stands for the training process, the disk and a lossy wire in the tests of the shared-seed mode. What it checks on the
 way is what a driver may rely on: one job at a time, nothing said before it is logged, never two entries for a step that was
@@ -43,6 +43,7 @@ from tests.core_harness import (
 CODE = "log"
 FRAME_OVERHEAD_BYTES = 40
 PROBE_S = 0.02  # a probe takes so long
+_JOBS = (fx.Apply, fx.Probe, fx.Fingerprint, fx.Log, fx.Compact, fx.Trim, fx.Adopt)
 Key = tuple[PeerId, int]
 
 
@@ -99,9 +100,11 @@ class Trainer:
         self.counts[span.author] = max(count, span.first + len(span.codes))
 
     def retract(self, span: Span) -> None:
-        for step in range(span.first, self.counts.get(span.author, 0)):
+        count = self.counts.get(span.author, 0)
+        assert span.first + len(span.codes) >= min(count, span.first + 1), "later entries would be left behind"
+        for step in range(span.first, count):
             assert self.sum.pop((span.author, step)) == span.codes[step - span.first], "what is taken back was never added"
-        self.counts[span.author] = min(self.counts.get(span.author, 0), span.first)
+        self.counts[span.author] = min(count, span.first)
 
     @property
     def state(self) -> bytes:
@@ -177,6 +180,8 @@ class ScalarSwarm(Swarm):
     def restart(self, number: int, **options: Any) -> None:
         """Back from its disk; what was under way for it before never comes."""
         disk = self.disks[number]
+        for key in [key for key in self._under_way if key[0] == number]:
+            del self._under_way[key]
         self._heap = [item for item in self._heap if item[2] != number]
         self.stopped.discard(number)
         self.frozen.discard(number)
@@ -259,12 +264,13 @@ class ScalarSwarm(Swarm):
         return self.__dict__.setdefault("_logs", {})
 
     def _carry_out(self, number: int, effect: fx.Effect) -> None:
+        self.counts[type(effect).__name__] += isinstance(effect, _JOBS)
         trainer, disk, me = self.trainers[number], self.disks[number], identity(number).peer
         match effect:
             case fx.Train():
                 raise AssertionError("models are off")
             case fx.Apply(add, retract):
-                for span in retract:
+                for span in sorted(retract, key=lambda one: -one.first):
                     trainer.retract(span)
                 for span in add:
                     trainer.add(span)

@@ -1,0 +1,142 @@
+"""Cuts and snapshots: what everybody has is forgotten, who was away comes back, and no liar can take anything from anybody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocols import effects as fx
+from protocols import events as ev
+from protocols.messages import Floor, Place
+from protocols.wire import encode
+from tests.core_harness import identity
+from tests.scalar_swarm import ScalarSwarm, scalar_core, small
+
+LIMITS = small()
+
+
+def swarm_of(count: int, *, limits: Any = LIMITS, **options: Any) -> ScalarSwarm:
+    swarm = ScalarSwarm({i: scalar_core(i, limits=limits, run_entries=32, run_s=1.0) for i in range(count)}, **options)
+    swarm.join()
+    return swarm
+
+
+def ledger(swarm: ScalarSwarm, number: int) -> Any:
+    return swarm.cores[number]._scalars.ledger  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_what_everybody_has_is_cut_and_nobody_who_contributed_needs_a_snapshot(loss: float) -> None:
+    swarm = swarm_of(5, limits=small(cut_entries_min=6000), loss=loss)
+    held = []
+    for _ in range(12):
+        swarm.run(10)
+        held.append(max(one.held for one in swarm.statuses()))
+    assert all(one.cut_entries > 5000 for one in swarm.statuses()), swarm.statuses()
+    assert max(held[6:]) < 2 * max(held[:6]), "memory is bounded"
+    assert all(len(disk.runs) < 2000 for disk in swarm.disks.values()), "and so is the disk"
+    assert swarm.counts["Adopt"] == 0
+    swarm.pause()
+    swarm.settle(60)
+    digests = {disk.snapshot for disk in swarm.disks.values()}
+    assert len(digests) <= 2, "all cut alike, but for one who may be a cut behind"
+    assert not any("DIVERGED" in key or "FAILED" in key for key in swarm.counts), swarm.counts
+
+
+def test_who_was_away_for_too_long_returns_by_snapshot_and_keeps_what_he_had_not_said() -> None:
+    limits = replace(LIMITS, away_s_max=20.0)
+    swarm = ScalarSwarm({i: scalar_core(i, limits=limits, run_entries=32, run_s=1.0) for i in range(4)})
+    swarm.join()
+    swarm.run(10)
+    swarm.part((0, 1, 2), (3,))
+    swarm.run(90)
+    assert all(swarm.status(i).cut_entries > 1000 for i in (0, 1, 2))
+    own, unsaid = swarm.status(3).own_steps, swarm.status(3).unsaid
+    assert unsaid > 500, "nobody has heard it"
+    swarm.heal()
+    swarm.run(60)
+    swarm.pause()
+    swarm.settle(60)
+    assert swarm.counts["Adopt"] == 1
+    assert swarm.status(3).own_steps >= own
+    assert ledger(swarm, 0).counts()[identity(3).peer] >= own, "nothing of it is lost"
+    assert swarm.status(0).entries == len(swarm.said)
+
+
+def test_a_newcomer_fetches_a_snapshot_then_the_tail() -> None:
+    swarm = swarm_of(5)
+    swarm.crash(4)
+    swarm.run(60)
+    assert swarm.status(0).cut_entries > 1000
+    swarm.restart(4, limits=LIMITS, run_entries=32, run_s=1.0)
+    began = swarm.now
+    while not swarm.disks[4].cut and swarm.now < began + 30:
+        swarm.run(0.5)
+    assert swarm.counts["Adopt"] == 1
+    swarm.pause()
+    swarm.settle(60)
+    assert swarm.status(4).cut_entries > 1000
+
+
+def test_a_restart_from_a_snapshot() -> None:
+    swarm = swarm_of(3)
+    swarm.run(60)
+    swarm.pause()
+    swarm.settle(30)
+    before = swarm.status(1)
+    assert before.cut_entries > 0
+    swarm.crash(1)
+    swarm.restart(1, limits=LIMITS, run_entries=32, run_s=1.0)
+    swarm.at(swarm.now, 1, ev.Pause(True))
+    swarm.settle(20)
+    assert swarm.status(1).cut_entries == before.cut_entries
+    assert swarm.counts["Adopt"] == 0
+
+
+def test_a_lying_floor_takes_nothing_from_anybody() -> None:
+    swarm = swarm_of(4)
+    swarm.run(20)
+    tags = tuple(ledger(swarm, 0).tag(identity(i).peer) for i in range(4))
+    lies = [
+        Floor(5, tags, tuple(Place(tag, 1 << 40, bytes(16)) for tag in tags)),
+        Floor(5, tags, tuple(Place(tag, 256, bytes(16)) for tag in tags)),
+        Floor((1 << 48) - 1, tags, ()),
+        Floor(6, (bytes(16),), (Place(bytes(16), 256, bytes(16)),)),
+        Floor(1, tuple(bytes([i, i // 256]) * 8 for i in range(256)), ()),
+    ]
+    for round_ in range(6):
+        for at, lie in enumerate(lies):
+            swarm.at(swarm.now + at, 0, ev.Frame(identity(1).peer, encode(lie)))
+            swarm.at(
+                swarm.now + at, 2, ev.Frame(identity(1).peer, encode(replace(lie, epoch=min(lie.epoch + round_, (1 << 48) - 1))))
+            )
+        swarm.run(10)
+    assert all(one.epoch < 1 << 24 for one in swarm.statuses())
+    swarm.run(30)
+    swarm.pause()
+    swarm.settle(60)
+    assert swarm.status(0).entries == len(swarm.said), "everything that was ever said is in the sum"
+
+
+def test_a_node_that_is_full_cuts_alone() -> None:
+    limits = replace(LIMITS, cut_entries_min=1 << 30, ledger_bytes_max=100_000)
+    swarm = swarm_of(3, limits=limits)
+    for _ in range(10):
+        swarm.run(10)
+        assert max(one.held for one in swarm.statuses()) <= 1.1 * limits.ledger_bytes_max
+    assert all(one.cut_entries > 0 for one in swarm.statuses())
+
+
+def test_a_snapshot_that_cannot_be_used_is_not_asked_for_again() -> None:
+    swarm = swarm_of(4)
+    swarm.crash(3)
+    swarm.run(60)
+    swarm.restart(3, limits=LIMITS, run_entries=32, run_s=1.0)
+    swarm._adopt = lambda number, digest: swarm._job(number, 0.1, ev.Adopted((), "it isn't of our schema"))  # type: ignore[method-assign]
+    swarm.run(40)
+    digests = [effect.digest for _, _, effect in swarm.trace or () if isinstance(effect, fx.Adopt)]
+    assert len(digests) == len(set(digests))
+    assert 1 <= swarm.counts["Adopt"] <= 6
+    assert swarm.status(3).own_steps > 0, "it goes on alone rather than wait for ever" if swarm.now > 200 else ""
