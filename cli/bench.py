@@ -13,11 +13,12 @@ import typer
 
 from cli.exit_status import ExitStatus
 from cli.options import AsJson
-from cli.render import UNKNOWN, Screen, number
+from cli.render import UNKNOWN, Screen, count, number
 from p2pnode.errors import ConfigError
 
 TRANSFER_COLUMNS = ("MiB", "way", "MB/s", "least", "most", "cpu s/GB", "ours / this")
 TRIP_COLUMNS = ("", "p50 ms", "p99 ms")
+SCALAR_COLUMNS = ("parameters", "entries", "way", "10^9/s", "least", "most", "ours / this")
 
 Measurement = Callable[[int, float, float, Callable[[str], None]], dict[str, Any]]
 
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     bench.command()(transfer)
     bench.command()(hosts)
     bench.command()(daemons)
+    bench.command()(scalars)
     app.add_typer(bench, name="bench")
 
 
@@ -91,6 +93,41 @@ def daemons(
     _figures(bench_daemons.run, count, seconds, idle_s, Screen(as_json))
 
 
+def scalars(
+    params: Annotated[str, typer.Option(help="Sizes of the model, in parameters.", metavar="N,N")] = "1000000,10000000",
+    entries: Annotated[str, typer.Option(help="How many entries are added together.", metavar="N,N")] = "256,4096",
+    repeat: Annotated[int, typer.Option(min=1, max=100, help="Counted rounds of each; one more warms up.")] = 5,
+    catch_up: Annotated[bool, typer.Option("--catch-up", help="Measure the catch-up in full, however long it takes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add entries of the shared-seed mode to a model on one core, beside regenerating torch.randn for each.
+
+    Exit status 1 when ours isn't ten times as fast, or two ways of ours differ in a bit.
+    """
+    from p2pnode.bench.children import BenchError
+    from p2pnode.bench.scalars import ENTRIES_MAX, PARAMS_MAX, run
+
+    screen = Screen(as_json)
+    try:
+        document = run(
+            _counts(params, PARAMS_MAX, "parameters"),
+            _counts(entries, ENTRIES_MAX, "entries"),
+            repeat,
+            screen.talk,
+            catch_up=catch_up,
+        )
+    except BenchError as error:
+        _failed(screen, error)
+    if as_json:
+        screen.document(document)
+    else:
+        screen.show(SCALAR_COLUMNS, [row for size in document["sizes"] for row in _scalar_rows(size)])
+        catching = document["catch_up"]
+        how = "extrapolated" if catching["extrapolated"] else "measured"
+        screen.text(f"catch-up: {catching['entries']:,} entries in {catching['seconds']} s ({how})")
+    raise typer.Exit(ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
+
+
 def _figures(run: Measurement, count: int, seconds: float, idle_s: float, screen: Screen) -> None:
     from p2pnode.bench.children import BenchError
 
@@ -116,6 +153,13 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+def _counts(text: str, most: int, what: str) -> list[int]:
+    counts = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(counts) != len(text.split(",")) or not all(1 <= count <= most for count in counts):
+        raise ConfigError(f"'{text}' is no list of {what}; write whole numbers from 1 to {most}, such as 1000,{most}")
+    return counts
+
+
 def _failed(screen: Screen, error: Exception) -> NoReturn:
     screen.talk(f"p2pnode: {error}")
     if screen.as_json:
@@ -128,6 +172,15 @@ def _size_rows(size: dict[str, Any]) -> list[list[str]]:
     for name, way in size["ways"].items():
         speeds = [number(way[key], 0) for key in ("mb_per_s", "min", "max")]
         rows.append([str(size["mib"]), name, *speeds, number(way["cpu_s_per_gb"], 2), number(size.get(f"ratio_to_{name}"), 2)])
+    return rows
+
+
+def _scalar_rows(size: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, way in size["ways"].items():
+        speeds = [number(way[key], 2) for key in ("giga_per_s", "min", "max")]
+        ratio = number(size["giga_per_s"] / way["giga_per_s"], 2)
+        rows.append([count(size["params"]), count(size["entries"]), name, *speeds, ratio])
     return rows
 
 

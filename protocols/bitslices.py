@@ -24,6 +24,7 @@ GROUP = 16  # entries read together
 # Bytes of a row. Measured at 4 KiB to 128 KiB, 16 entries a group: 2.2, 3.5, 4.4, 5.6, 6.4, 5.7 parameters·entries a nanosecond;
 # above, rows leave the cache, below, calling numpy costs more than its work.
 BLOCK_BYTES = 1 << 16
+SPREAD = 1 << 16  # parameters spread together: room for them comes back from the allocator without a page fault
 
 Words = NDArray[np.uint64]
 
@@ -44,8 +45,7 @@ def add(values: NDArray[np.int32], keys: Sequence[bytes], weights: NDArray[np.in
             directions.read(zeros, views)
             np.invert(adder.rows[:group], out=adder.rows[group:])
             adder.fold(columns)
-        piece = values[first : first + 8 * block]
-        piece += (_spread(adder.planes[:used])[: len(piece)] << 1) - np.int32(signed(constant))
+        _spread(adder.planes[:used], values[first : first + 8 * block], signed(constant))
 
 
 def digits(weights: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -102,10 +102,15 @@ class _Adder:
         np.bitwise_xor(plane, either, out=plane)
 
 
-def _spread(planes: Words) -> NDArray[np.int32]:
-    """Bit-planes (columns, words) as int32 (64 · words,): column j's bit counts 2^j."""
-    spread = np.zeros((64 * planes.shape[1], 4), np.uint8)
-    for byte in range(-(-len(planes) // 8)):
-        for place, plane in enumerate(planes[8 * byte : 8 * byte + 8]):
-            spread[:, byte] |= np.unpackbits(plane.view(np.uint8), bitorder="little") << place
-    return spread.view("<i4")[:, 0]
+def _spread(planes: Words, values: NDArray[np.int32], constant: int) -> None:
+    """Add twice what the planes hold, column j's bits counting 2^j, less the constant, to one value for each bit."""
+    for first in range(0, len(values), SPREAD):
+        piece = values[first : first + SPREAD]
+        part = planes[:, first // 64 : (first + SPREAD) // 64]
+        sums = np.zeros((64 * part.shape[1], 4), np.uint8)
+        for byte in range(-(-len(part) // 8)):
+            eight = np.zeros(8 * part.shape[1], np.uint64)  # of eight parameters each; so shifts are few, and stay in their bytes
+            for place, plane in enumerate(part[8 * byte : 8 * byte + 8]):
+                eight |= np.unpackbits(plane.view(np.uint8), bitorder="little").view(np.uint64) << np.uint64(place)
+            sums[:, byte] = eight.view(np.uint8)
+        piece += (sums.view("<i4")[: len(piece), 0] << 1) - np.int32(constant)

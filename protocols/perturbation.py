@@ -87,8 +87,8 @@ def perturbed(values: Tensor, key: bytes, amount: int, first: int, count: int) -
     For a probe: a piece of the integer state, moved along a direction, without touching the state. Raises ValueError unless
     `first` is a multiple of 128.
     """
-    moved = ones(direction_bits(key, first, count), count, values.device).to(torch.int32)
-    return moved.mul_(signed(2 * amount)).sub_(signed(amount)).add_(values[first : first + count])
+    plus = ones(direction_bits(key, first, count), count, values.device)
+    return torch.add(values[first : first + count], plus, alpha=signed(2 * amount)).sub_(signed(amount))
 
 
 def signed(weight: int) -> int:

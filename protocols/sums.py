@@ -95,11 +95,12 @@ class Sums:
 
 def _compiled_when_it_pays(work: int) -> Compiled | None:
     _Spent.work += work
-    return _compiled() if _Spent.work >= COMPILED_PAYS else None
+    return compiled_way() if _Spent.work >= COMPILED_PAYS else None
 
 
 @cache
-def _compiled() -> Compiled | None:
+def compiled_way() -> Compiled | None:
+    """`compiled.add`, or None where there is no such thing."""
     try:
         from protocols import compiled
     except ImportError:
