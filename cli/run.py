@@ -49,7 +49,7 @@ from p2pnode.folder import FILE_MODE
 if TYPE_CHECKING:
     from p2pnode.node import Node
 
-START_KEYS = ("name", "pid", "peer_id", "swarm", "task", "data_dir", "addresses", "access")
+START_KEYS = ("name", "pid", "peer_id", "swarm", "task", "protocol", "data_dir", "addresses", "access")
 
 
 def register(app: typer.Typer) -> None:

@@ -115,6 +115,8 @@ class Node:
         early, self._early = self._early, []
         self.admission.restore()
         if parts.journal is not None:
+            known = self._look().scalars
+            log.info("%d gradients of %d authors from before", *(known.entries, known.authors) if known else (0, 0))
             self._spawn(parts.journal.run())
             self._feed(Pause(parts.journal.paused))
         for event in (*early, Tick()):

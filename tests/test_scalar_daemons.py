@@ -5,8 +5,10 @@ P2PNODE_KILLS=50 is the full form of the kill test (about five minutes).
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 from p2pnode.control import NotRunning, ask
 from p2pnode.store import STATE_FILE
 from protocols.identity import PeerId, peer_from_text
+from tests.processes import p2pnode
 from tests.test_daemon import START_S, TASK, Daemon
 
 KILLS = int(os.environ.get("P2PNODE_KILLS", "4"))
@@ -82,6 +85,7 @@ def steps_of(folder: Path, seconds: float = START_S) -> int:
             time.sleep(0.02)
 
 
+@pytest.mark.timeout(120 + 30 * KILLS)
 def test_a_daemon_killed_at_any_moment_never_signs_a_second_byte_for_a_step(daemon: Callable[..., Daemon]) -> None:
     rng = random.Random(KILLS)
     peer = daemon("peer")
@@ -110,7 +114,7 @@ def test_a_daemon_killed_at_any_moment_never_signs_a_second_byte_for_a_step(daem
     last.wait_ready()
     last.until(lambda status: status["scalars"]["own_steps"] > before)
     for one in (peer, last):
-        ask(one.folder, {"do": "pause"})
+        assert json.loads(p2pnode("pause", "--data-dir", one.folder, "--json").stdout) == {"paused": True}
     ends = [one.until(lambda status: status["scalars"]["settled"] and status["scalars"]["authors"] == 2) for one in (peer, last)]
     while len({end["state_digest"] for end in ends}) > 1:
         time.sleep(0.05)
@@ -120,5 +124,8 @@ def test_a_daemon_killed_at_any_moment_never_signs_a_second_byte_for_a_step(daem
     book.read(folders, author)
     steps = ends[1]["scalars"]["own_steps"]
     assert sorted(book.said) == list(range(steps)), "every step that was ever used is known to all in the end"
+    assert re.search(r"gradients +[\d,]+ of 2 nodes", p2pnode("status", "--data-dir", last.folder).stdout)
+    assert "measuring" in p2pnode("resume", "--data-dir", last.folder).stderr
+    last.until(lambda status: status["scalars"]["own_steps"] > steps)
     assert last.end() < 5
     assert peer.end() < 5
