@@ -19,7 +19,7 @@ Hoffmann et al. 2022, arXiv 2203.15556): an entry that weighs nothing would stil
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
 from typing import TypeVar
@@ -51,7 +51,8 @@ class Recipe:
     `lr`: learning rate, as of SGD along a direction of ±1. `epsilon`: distance of a probe to either side. `scale`: the |gradient|
     of the largest code, to which larger ones are clipped (loss per distance). `code`: a name in `protocols.codes`. `schedule`:
     constant, linear or cosine, the last two from `lr` to a tenth of it over the first `horizon` entries of an author. `shift`:
-    the sum's unit is 2^-shift.
+    the sum's unit is 2^-shift. In that unit: `amount`, the distance of a probe to either side, and `peak`, what an entry of the
+    largest code weighs before any schedule, times 2^PACE_BITS.
     """
 
     lr: float
@@ -61,6 +62,8 @@ class Recipe:
     schedule: str = "constant"
     horizon: int = 0
     shift: int = 24
+    amount: int = field(init=False, repr=False, compare=False)
+    peak: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         code_named(self.code)
@@ -76,6 +79,8 @@ class Recipe:
             raise ValueError(f"there is no schedule '{self.schedule}'; take one of {', '.join(SCHEDULES)}.")
         if self.schedule != "constant" and not self.horizon:
             raise ValueError(f"the schedule '{self.schedule}' needs a horizon; give the number of entries of an author it takes.")
+        object.__setattr__(self, "amount", round(Fraction(self.epsilon) * (1 << self.shift)))
+        object.__setattr__(self, "peak", round(Fraction(self.lr) * Fraction(self.scale) * (1 << self.shift + PACE_BITS)))
         unit = f"the sum's unit of 2^-{self.shift}"
         if not self.amount:
             raise ValueError(f"epsilon {self.epsilon} is less than half of {unit}; raise epsilon or shift.")
@@ -93,19 +98,9 @@ class Recipe:
         return code_named(self.code)
 
     @property
-    def amount(self) -> int:
-        """The distance of a probe to either side, in units of the sum."""
-        return round(Fraction(self.epsilon) * (1 << self.shift))
-
-    @property
     def distance(self) -> float:
         """The distance between the two sides of a probe, in units of the parameters, exactly."""
         return 2.0 * self.amount * 2.0**-self.shift
-
-    @property
-    def peak(self) -> int:
-        """The pace before any schedule: units of the sum for an entry of the largest code, times 2^PACE_BITS."""
-        return round(Fraction(self.lr) * Fraction(self.scale) * (1 << self.shift + PACE_BITS))
 
     @property
     def digest(self) -> bytes:

@@ -126,7 +126,8 @@ class SpsaModel:
         Not finite where the losses aren't. `settle=False` leaves the parameters at a side, for who adds the entry and probes on.
         """
         key = direction_key(self.swarm, self.author, step)
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         with torch.no_grad():
             self._make(key, self.recipe.amount)
             above = float(loss())
