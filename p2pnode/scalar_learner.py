@@ -253,7 +253,7 @@ def driven(task: Task, model: nn.Module, name: str, swarm: bytes, author: bytes)
     if task.scalars is None:
         raise ConfigError(
             f"task '{name}' has no recipe for shared-seed mode; give it one, such as "
-            "Task(..., scalars=p2pnode.Recipe(lr=1e-3, epsilon=1e-3, scale=10.0)), or set protocol to models."
+            "Task(..., scalars=p2pnode.Recipe(lr=5e-4, epsilon=1e-2, scale=2.0)), or set protocol to models."
         )
     try:
         return SpsaModel(model, task.scalars, swarm, PeerId(author), trainable(model))
