@@ -140,14 +140,16 @@ class Replica:
         self.snapshot, self.disk.cut = snapshot, snapshot.cut
         self.disk.runs = [run for run in self.disk.runs if run.first + run.count > below.get(run.author, 0)]
 
-    def restart(self) -> None:
-        """All but the disk is lost."""
+    def restart(self, *, sum_too: bool = True) -> None:
+        """All but the disk is lost, or all but disk and training process."""
         restored = Ledger(self.peer, SCOPE, RECIPE.rule, self.limits, self.disk.cut, self.disk.runs, self.disk.proofs)
         assert (restored.digest, restored.proofs_digest, restored.unsaid, restored.entries) == (
             *(self.ledger.digest, self.ledger.proofs_digest, self.ledger.unsaid, self.ledger.entries),
         )
         assert restored.spans_after({}) == self.ledger.spans_after({})
         self.ledger = restored
+        if not sum_too:
+            return
         before = self.sums.digest()
         self.sums = Sums(PARAMETERS, values=self.snapshot.sums.values.clone()) if self.snapshot else Sums(PARAMETERS)
         self.counts = {mark.author: mark.count for mark in self.disk.cut}

@@ -1,6 +1,6 @@
 """The promise of the shared-seed mode: the same entries give the same ledger and the same bits, whatever happened on the way.
 
-Examples are short programs of bytes, which Hypothesis makes and shrinks. `LEDGER_EXAMPLES=10000` is the full form.
+Examples are short programs of bytes, which Hypothesis makes and shrinks. `LEDGER_EXAMPLES=10000 pytest --timeout 0` is the full form.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from protocols.identity import PeerId
 from protocols.ledger import Change
 from tests.replicas import Replica, check_equal, codes_of, identity, meet_until_quiet, run_of
 
-EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
 FULLY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 LENGTHS = (64, 1, 2, 3, 7, 16, 200, 255, 256, 300)
 
-AUTHORS = (1, 2, 3)
+AUTHORS = (1, 2)
 REPLICAS = (4, 5, 6)
 LIARS = (7, 8)
 
@@ -87,7 +87,7 @@ def test_any_order_any_split_any_repetition_gives_the_same_bits(data: bytes) -> 
         replica = replicas[program.choose(len(replicas))]
         match program.choose(16):
             case 0:
-                replica.restart()
+                replica.restart(sum_too=program.choose(4) == 0)
             case 1:
                 replica.compact(replica.ledger.cut_at(common_cut(replicas)))
             case 2 | 3:
@@ -132,7 +132,7 @@ def test_whatever_liars_sign_all_end_with_the_same_and_no_honest_entry_is_lost(d
         replica = replicas[program.choose(len(replicas))]
         match program.choose(12):
             case 0:
-                replica.restart()
+                replica.restart(sum_too=program.choose(4) == 0)
             case 1 | 6:
                 present = replicas[: 2 + program.choose(2)]
                 cut = replica.ledger.cut_at(common_cut(present)) if replica in present else ()
