@@ -24,7 +24,7 @@ from protocols.sides import NEVER, Side
 from protocols.spreading import Spreading
 from protocols.turn import Turn
 
-MISSES_MAX = 3  # doublings of the patience
+MISSES_MAX = 2  # doublings of the patience
 
 
 class Asking:

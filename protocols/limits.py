@@ -97,7 +97,7 @@ class Limits:
     vector_share: float = 0.125  # of the bytes of entries on a link: what vectors may cost beyond that
     ask_items_max: int = 64  # authors asked for at once: others are asked of other peers meanwhile (guess)
     answer_frames_max: int = 16  # frames of runs in answer to one question: 190 KB; a driver queues 256
-    ask_patience_s: float = 2.0  # without a frame of the answer; doubled for each that stays away (guess)
+    ask_patience_s: float = 1.0  # without a frame of the answer; doubled twice at most, when one stays away (guess)
     asks_per_s_max: float = 20.0  # answered on one link; we ask half as often at most
     asks_burst_max: float = 40.0
     pushes_per_s_max: float = 40.0  # frames of news to one peer, under half of frames_per_s_max; the rest it asks for

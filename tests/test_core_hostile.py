@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,13 +38,15 @@ from protocols.messages import (
     Want,
 )
 from protocols.scoring import Scores
+from protocols.settings import ScalarSettings
 from protocols.wire import Type, decode, encode, sign_revocation
 from tests import corpus
 from tests.core_harness import SCHEMA, SIZE, SWARM, Bench, check_tables, contact, digest_of, identity, offer_of
 from tests.test_wire import GENERATED, GENERATED_SEED
 
 GREETING, OPEN, ACTIVE, CLOSING, UNKNOWN = range(1, 6)
-KINDS = (fx.Dial, fx.Hangup, fx.Send, fx.SendBlob, fx.WriteChunk, fx.Discard, fx.Train, fx.Merge, fx.Store, fx.Report, fx.Revoked)
+KINDS = (fx.Dial, fx.Hangup, fx.Send, fx.SendBlob, fx.WriteChunk, fx.Discard, fx.Train, fx.Merge, fx.Store, fx.Report, fx.Revoked,
+         fx.Apply, fx.Probe, fx.Fingerprint, fx.Log, fx.Compact, fx.Trim, fx.Adopt)  # fmt: skip
 
 
 def state(core: Core, number: int) -> State | None:
@@ -69,9 +72,9 @@ def restore(bench: Bench) -> None:
         bench.say(CLOSING, Bye(Goodbye.IDLE, ""))
 
 
-def feed(frames: Iterable[bytes], *, refused: bool) -> int:
+def feed(frames: Iterable[bytes], *, refused: bool, **options: Any) -> int:
     """Send every frame on a link of every state. Returns how many were blamed on the sender."""
-    bench, blamed = Bench(), 0
+    bench, blamed = Bench(**options), 0
     bench.tick()
     for data in frames:
         bench.tick(0.02)
@@ -87,20 +90,22 @@ def feed(frames: Iterable[bytes], *, refused: bool) -> int:
             blamed += fault
             assert fault or not refused, data[:40].hex()
             if refused:
-                assert {type(effect) for effect in effects} <= {fx.Report, fx.Send, fx.Hangup, fx.Dial}
+                assert {type(effect) for effect in effects} <= {fx.Report, fx.Send, fx.Hangup, fx.Dial, fx.Probe}
         bench.all.clear()
     check_tables(bench.core)
     return blamed
 
 
-def test_hand_made_frames_are_blamed_in_every_state() -> None:
+@pytest.mark.parametrize("scalars", [None, ScalarSettings("log")], ids=["models", "scalars"])
+def test_hand_made_frames_are_blamed_in_every_state(scalars: ScalarSettings | None) -> None:
     frames = corpus.malformed().values()
-    assert feed(frames, refused=True) == 3 * len(frames)
+    assert feed(frames, refused=True, scalars=scalars) == 3 * len(frames)
 
 
-def test_generated_frames_bring_nothing_but_effects() -> None:
-    frames = [*corpus.hostile().values(), *corpus.mutations(GENERATED, GENERATED_SEED)]
-    assert feed(frames, refused=False) > len(frames)
+@pytest.mark.parametrize("scalars", [None, ScalarSettings("log")], ids=["models", "scalars"])
+def test_generated_frames_bring_nothing_but_effects(scalars: ScalarSettings | None) -> None:
+    frames = [*corpus.hostile().values(), *corpus.mutations(GENERATED // 2, GENERATED_SEED)]
+    assert feed(frames, refused=False, scalars=scalars) > len(frames)
 
 
 # --- a flood that knows the protocol ---------------------------------------------------------------------------------------
