@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 import torch
@@ -113,6 +114,56 @@ def test_a_probe_leaves_no_trace(dtype: torch.dtype, device: str) -> None:
         assert math.isfinite(one.probe(step, loss_of(model)))
         assert bits(model.state_dict()) == state
         assert one.sums.values.equal(total)
+
+
+@given(
+    st.sampled_from(DTYPES),
+    st.lists(st.floats(-1e4, 1e4, width=16), min_size=9, max_size=9),
+    st.lists(st.integers(-(1 << 31), (1 << 31) - 1), min_size=9, max_size=9),
+    st.floats(1e-6, 60),
+    st.integers(0, (1 << 64) - 1),
+)
+def test_no_probe_of_any_state_leaves_a_trace(
+    dtype: torch.dtype, base: list[float], total: list[int], epsilon: float, step: int
+) -> None:
+    """Where floats would round, wrap or overflow on the way there and back."""
+    model = nn.Linear(8, 1).to(dtype)
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(torch.tensor(base, dtype=dtype), model.parameters())
+    one = spsa(model, Recipe(lr=0.01, epsilon=epsilon, scale=4.0))
+    one.sums.values.copy_(torch.tensor(total, dtype=torch.int32))
+    one.settle()
+    before = bits(one.live)
+    sides = []
+    one.probe(step, lambda: float(len(sides.append(bits(one.live)) or sides)))
+    assert bits(one.live) == before
+    assert one.sums.values.tolist() == total
+    again = []
+    one.probe(step, lambda: float(len(again.append(bits(one.live)) or again)))
+    assert again == sides
+
+
+@pytest.mark.parametrize(
+    ("dtype", "digest"),
+    [
+        (torch.float32, "d36521db67a256a9"),
+        (torch.bfloat16, "31c0879e99da834d"),
+        (torch.float16, "070842c4d7d83163"),
+        (torch.float64, "a0139f9136f7a92e"),
+    ],
+    ids=str,
+)
+def test_the_bits_never_change(dtype: torch.dtype, digest: str) -> None:
+    """Golden: the parameters that a ledger makes, and both sides of a probe."""
+    model = nn.Linear(300, 2).to(dtype)
+    with torch.no_grad():
+        nn.utils.vector_to_parameters((torch.arange(602) * 37 % 101 - 50).to(dtype) / 64, model.parameters())
+    one = spsa(model)
+    one.add(*LEDGER)
+    hasher = sha256()
+    one.probe(30, lambda: float(hasher.update(b"".join(bits(one.live).values())) is None))
+    hasher.update(b"".join(bits(one.live).values()))
+    assert hasher.hexdigest()[:16] == digest
 
 
 def test_a_probe_measures_the_slope() -> None:
