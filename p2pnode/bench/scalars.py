@@ -48,7 +48,7 @@ SWARM, AUTHOR = bytes(16), PeerId(bytes(32))
 
 @dataclass(slots=True)
 class Work:
-    """Entries to be added to `params` parameters, and how fast each way was in each round, in 10^9 parameters·entries a second."""
+    """Entries to be added to `params` parameters, and how fast each way was in each round: 10^9 parameters·entries a second."""
 
     params: int
     keys: list[bytes]

@@ -1,5 +1,7 @@
-"""Writes the golden frames anew."""
+"""Writes the golden frames, directions and state anew."""
 
-from tests.golden import write
+from tests import golden
+from tests.golden import directions
 
-write()
+golden.write()
+directions.write()
