@@ -6,16 +6,18 @@ a cut through all logs does to them. Must never decide which entries go into a l
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 
 from protocols.entries import CHAIN_BYTES, Mark, Row
-from protocols.identity import PeerId
-from protocols.log import BLOCK, STEPS_MAX, Log
+from protocols.identity import KEY_BYTES, PeerId
+from protocols.log import BLOCK, HEAD_BYTES, STEPS_MAX, Log
 
 TAG_BYTES = 16  # of an author: anybody can find two keys with one tag of 8 bytes, in 2^32 tries
 DIGEST_BYTES = 16
+PLACE_BYTES = KEY_BYTES + 8 + HEAD_BYTES
 
 
 class Logs(dict[PeerId, Log]):
@@ -27,7 +29,10 @@ class Logs(dict[PeerId, Log]):
         self._scope, self._width = scope, width
         self.tags: dict[bytes, PeerId] = {}
         self.held = self.entries = 0
-        self._rows: dict[PeerId, tuple[Row, bytes]] = {}  # with their part of the digest
+        self._rows: dict[PeerId, Row] = {}
+        self._stale: set[PeerId] = set()  # whose place in what the digest covers isn't up to date
+        self._ranked: list[PeerId] = []  # who has entries, sorted
+        self._covered = bytearray()  # by the digest: a place of `PLACE_BYTES` for each of them, in this order
         self._digest: bytes | None = None
 
     def peek(self, author: PeerId) -> Log:
@@ -54,6 +59,7 @@ class Logs(dict[PeerId, Log]):
             self.held += log.held - held
             self.entries += log.count - count
             self._rows.pop(author, None)
+            self._stale.add(author)
             self._digest = None
 
     def tag(self, author: PeerId) -> bytes:
@@ -61,23 +67,29 @@ class Logs(dict[PeerId, Log]):
         return sha256(self._scope + author).digest()[:TAG_BYTES]
 
     def row(self, log: Log) -> Row:
-        """What there is of an author who has entries."""
-        return self._cached(log)[0]
+        """What there is of an author."""
+        found = self._rows.get(log.author)
+        if found is None:
+            found = self._rows[log.author] = Row(self.tag(log.author), log.base, log.count, log.head(log.count))
+        return found
 
     @property
     def digest(self) -> bytes:
         """16 bytes over author, count and head of all that have entries."""
         if self._digest is None:
-            parts = sorted(self._cached(log)[1] for log in self.values() if log.count)
-            self._digest = sha256(b"".join(parts)).digest()[:DIGEST_BYTES]
+            for author in self._stale:
+                self._place(author)
+            self._stale.clear()
+            self._digest = sha256(self._covered).digest()[:DIGEST_BYTES]
         return self._digest
 
-    def _cached(self, log: Log) -> tuple[Row, bytes]:
-        found = self._rows.get(log.author)
-        if found is None:
-            row = Row(self.tag(log.author), log.base, log.count, log.head(log.count))
-            found = self._rows[log.author] = row, log.author + row.count.to_bytes(8, "big") + row.head
-        return found
+    def _place(self, author: PeerId) -> None:
+        """Bring what the digest covers up to date: to hash the rest again is quick, to gather it anew wouldn't be."""
+        log, rank = self[author], bisect_left(self._ranked, author)
+        known = self._ranked[rank : rank + 1] == [author]
+        place = author + log.count.to_bytes(8, "big") + self.row(log).head if log.count else b""
+        self._covered[rank * PLACE_BYTES : (rank + known) * PLACE_BYTES] = place
+        self._ranked[rank : rank + known] = [author] if place else []
 
     # --- cuts ---------------------------------------------------------------------------------------------------------------
 

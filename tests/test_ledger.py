@@ -439,6 +439,30 @@ def test_a_fork_of_our_own_is_believed_and_ends_our_log() -> None:
     node.restart()
 
 
+def test_a_fork_of_our_own_takes_back_what_we_have_not_said() -> None:
+    node = Replica(1)  # our disk was rolled back: others know of two versions of a future that we don't know
+    node.probe(codes_of(1, 0, 100))
+    node.say(60, 60)
+    one, two = run(1, 600, 620), run(1, 600, 620, seed=1)
+    assert node.ledger.convict(Proof(one, two)).retract == (Span(ME, 60, codes_of(1, 60, 100)),)
+    assert (node.ledger.next_step, node.ledger.unsaid, node.ledger.entries) == (60, 0, 60)
+
+
+def test_the_digest_is_that_of_a_ledger_that_was_made_at_once() -> None:
+    """It is kept while authors come, grow and go; one that heard all in another order, and never looked, has the same."""
+    ledger, seen = ledger_of(), set()
+    runs = [run(number, 0, 20 + number) for number in (9, 2, 7, 5, 3, 8, 4, 6)]
+    for one in runs:
+        ledger.add(one, 0.0)
+        seen.add(ledger.digest)
+    for liar in (5, 9, 2):
+        ledger.convict(Proof(run(liar, 0, 5), run(liar, 0, 5, seed=1)))
+        seen.add(ledger.digest)
+    assert len(seen) == 11
+    assert ledger.digest == ledger_of(*(one for one in reversed(runs) if one.author in ledger.counts())).digest
+    assert len(ledger.counts()) == 5
+
+
 def test_a_hole_in_our_own_log_is_no_reason_to_sign_other_entries() -> None:
     with pytest.raises(ValueError, match="10 to 19 are missing"):
         restored((run(1, 0, 10), run(1, 20, 30)))
@@ -492,7 +516,7 @@ def test_snapshots_ahead_behind_unknown_and_of_another_log() -> None:
     assert node.counts() == {ALICE: 900, BOB: 256, EVE: 20}
     behind = ledger_of(run(2, 0, 1000))
     behind.compact(behind.cut_at({ALICE: 512}))
-    assert node.refusal(behind.cut) == "behind ours"
+    assert node.refusal(behind.cut) == node.refusal(()) == "behind ours"
     with pytest.raises(ValueError, match="behind ours"):
         node.adopt(behind.cut)
     assert node.refusal((*far.cut, far.cut[0]))
