@@ -2,9 +2,9 @@
 
     python docs/measure_daemons.py sentiment --protocol scalars --seconds 600
 
-Four daemons on this machine over loopback, even shards, one thread each. Prints now and then how many steps or entries there are and
-the nodes' mean test loss and accuracy; at the end a JSON document. With scalars, measuring is paused at the end and the nodes are
-given time to come to the same bits.
+Four daemons on this machine over loopback, even shards, one thread each. Prints now and then how many steps or entries there are
+and the nodes' mean test loss and accuracy; at the end a JSON document. With scalars, measuring is paused at the end and the nodes
+are given time to come to the same bits.
 """
 
 from __future__ import annotations

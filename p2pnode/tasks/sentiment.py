@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from p2pnode.errors import ConfigError
 from p2pnode.task import Shard, Task
 from p2pnode.tasks.downloads import local_file
-from p2pnode.tasks.minilm import LAYERS, TOKENS_MAX, WIDTH, MiniLM, mean, pretrained, tokenise
+from p2pnode.tasks.minilm import LAYERS, TOKENS_MAX, WIDTH, MiniLM, mean, pretrained, through, tokenise
 from protocols.recipe import Recipe
 
 TEST_SAMPLES = 1066
@@ -36,7 +36,7 @@ SPLIT_SEED = 0
 PRAISE, BLAME = "a great movie .", "a terrible movie ."  # what the head tells apart before it has learned
 HEAD_SCALE = 4.0  # of its logits, where the untrained loss is lowest; measured at 2, 4, 6, 10
 HEAD_UNIT = 2.0**-7  # of its integers
-SCALARS = Recipe(lr=3e-4, epsilon=1e-3, scale=3.0)
+SCALARS = Recipe(lr=5e-4, epsilon=1e-3, scale=4.0)
 
 _SOURCE = (
     "https://raw.githubusercontent.com/dennybritz/cnn-text-classification-tf/"
@@ -64,7 +64,7 @@ class Top(nn.Module):
         real = hidden.any(2)
         longest = int(real.sum(1).max())  # padding that no sentence of the batch needs isn't computed
         hidden, real = hidden[:, :longest].to(self.head.weight.dtype), real[:, :longest]
-        scores: Tensor = self.head(mean(self.block(hidden, src_key_padding_mask=~real) * real.unsqueeze(2)))
+        scores: Tensor = self.head(mean(through(self.block, hidden, real)))
         return scores
 
 
