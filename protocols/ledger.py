@@ -50,10 +50,11 @@ from protocols.errors import RemoteError
 from protocols.forks import check_run, disputed_step, sign_run, unpack_run
 from protocols.identity import Identity, PeerId
 from protocols.limits import Limits
-from protocols.log import Log, Signed
+from protocols.log import LOG_BYTES, RUN_BYTES, Log, Signed
 from protocols.logs import Logs
 
 DIGEST_BYTES = 16
+OWN_SHARE = 1 / 16  # of the room for entries is kept for our own, which are never refused (guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +314,8 @@ class Ledger:
 
     def _may_come(self, author: PeerId, fresh: int, now: float) -> bool:
         """Whether there is room for so many entries more, and they don't come too fast."""
-        if not self._has_room(author) or self.held >= self._limits.ledger_bytes_max:
+        cost = LOG_BYTES * (author not in self._logs) + RUN_BYTES + fresh * self._code.entry_bytes
+        if not self._has_room(author) or self.held + cost > self._limits.ledger_bytes_max * (1 - OWN_SHARE):
             return False
         tokens, at = self._buckets.get(author, (self._limits.entries_burst_max, now))
         tokens = min(tokens + max(now - at, 0.0) * self._limits.entries_per_s_max, self._limits.entries_burst_max)

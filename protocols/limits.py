@@ -87,7 +87,6 @@ class Limits:
     run_entries_max: int = 1024  # signed together: four bytes each at most, so that a proof of two runs fits into a frame
     ledger_authors_max: int = 4096  # whose entries are kept: a bound on what strangers' keys can grow (guess)
     ledger_bytes_max: int = 64 << 20  # of runs held above the cut; at that, a node compacts alone (weeks of one node's entries)
-    proofs_max: int = 256  # authors whose equivocation is remembered; each proof is a few hundred bytes
     entries_per_s_max: float = 1000.0  # of one author: a small model probes a few hundred times a second
     entries_burst_max: float = 1 << 20  # and so many at once, after a long absence (guess: weeks at one a second)
 

@@ -152,11 +152,13 @@ def test_there_is_room_for_so_many_authors_and_so_many_bytes() -> None:
     assert ledger.authors == tuple(sorted((ALICE, BOB)))
     assert ledger.add(run(2, 10, 20), 0.0).add
     assert ledger.refusal((Mark(EVE, 256, b"c" * 32),))
-    full = ledger_of(run(2, 0, 700), run(2, 700, 1000), limits=replace(LAPTOP, ledger_bytes_max=2500))
-    assert full.held >= 2500
+    full = ledger_of(run(2, 0, 700), run(2, 700, 1000), run(2, 1000, 1005), limits=replace(LAPTOP, ledger_bytes_max=2950))
+    assert full.counts() == {ALICE: 1000}
+    assert full.held <= 2950
     assert full.add(run(2, 1000, 1010), 0.0) is NOTHING
     full.compact((full.mark_at(ALICE, 768),))
     assert full.add(run(2, 1000, 1010), 0.0).add
+    assert full.own(0, b"\1" * 9000).runs  # our own have been measured, and are never refused
 
 
 def test_held_follows_what_is_held() -> None:
