@@ -83,7 +83,9 @@ def demo(
     target_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Test accuracy that every node must reach: 0.93, fashion-mnist 0.75.")
     ] = None,
-    task: Annotated[str, typer.Option(help="digits, fashion-mnist, mnist, module:function or path.py:function.")] = "digits",
+    task: Annotated[
+        str, typer.Option(help="digits, fashion-mnist, mnist, sentiment, module:function or path.py:function.")
+    ] = "digits",
     alpha: Annotated[float, typer.Option(min=0, help="Dirichlet concentration of labels: 0.3 is far from IID, 0 IID.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the data and the common start.")] = 0,
     protocol: Annotated[str, typer.Option(help="What they exchange: models, or scalars, a byte a gradient.")] = MODELS,

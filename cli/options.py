@@ -29,7 +29,8 @@ Sets = Annotated[
 Swarm = Annotated[str | None, typer.Option(help="Name of the swarm; nodes of others are refused.")]
 Name = Annotated[str | None, typer.Option(help="What people call this node.")]
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="digits, fashion-mnist, mnist, or yours: module:function, path.py:function.")
+    str | None,
+    typer.Option("--task", help="digits, fashion-mnist, mnist, sentiment, or yours: module:function, path.py:function."),
 ]
 Protocol = Annotated[str | None, typer.Option(help="What nodes exchange: models, scalars (a byte a gradient), or both.")]
 Join = Annotated[

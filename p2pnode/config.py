@@ -67,7 +67,9 @@ class Config:
         _UNSET, "Folder of identity, state, model and control socket. Empty: p2pnode under $XDG_DATA_HOME."
     )
     task: str = _key(
-        "digits", "What to train: digits, fashion-mnist, mnist, or yours: module:function, path.py:function.", empty=False
+        "digits",
+        "What to train: digits, fashion-mnist, mnist, sentiment, or yours: module:function, path.py:function.",
+        empty=False,
     )
     listen: tuple[str, ...] = _key(
         ("/ip4/0.0.0.0/tcp/0",),
