@@ -240,9 +240,7 @@ class Learner:
         model = tensors.state_of(self.pupil.model)
         if self.scalars is not None:
             model |= self.scalars.model.without_sum() if apart is None else apart
-        data = tensors.encode(self.schema, model)
-        self.tree = Tree.of(data)
-        write_blob(self._blob(), data)
+        self.tree = write_blob(self.blobs, tensors.encoded(self.schema, model))
         if self.scalars is not None:
             self.scalars.move_base(tensors.decode(self.schema, map_blob(self._blob())))
 

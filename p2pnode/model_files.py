@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from p2pnode.errors import ConfigError
+from protocols.merkle import Tree
+from protocols.tensors import Buffer
 
 
 def save_model(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -47,11 +50,17 @@ def resume_model(model: nn.Module, path: Path, task: str) -> int:
         ) from None
 
 
-def write_blob(path: Path, data: bytes) -> None:
-    """Put a blob under its name at once. Not synced: it need only outlive this process, not the machine."""
-    temporary = path.with_name(".trainer.tmp")  # one writer a folder; what a killed one left is overwritten
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def write_blob(folder: Path, pieces: Iterable[Buffer]) -> Tree:
+    """Put a blob into `folder` under its name at once; its Merkle tree. Not synced: it need only outlive this process.
+
+    It is read back for its hashes, from memory that is the system's to take, so that a model is never held a second time.
+    """
+    temporary = folder / ".trainer.tmp"  # one writer a folder; what a killed one left is overwritten
+    with temporary.open("wb") as file:
+        file.writelines(pieces)
+    tree = Tree.of(map_blob(temporary))
+    temporary.replace(folder / tree.digest.hex())
+    return tree
 
 
 def map_blob(path: Path) -> memoryview:

@@ -245,7 +245,7 @@ class Scalars:
         try:
             os.link(path, blob)
         except OSError:  # another file system, or one without links
-            write_blob(blob, path.read_bytes())
+            write_blob(self.blobs, [map_blob(path)])
 
 
 def driven(task: Task, model: nn.Module, name: str, swarm: bytes, author: bytes) -> SpsaModel:

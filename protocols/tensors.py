@@ -131,8 +131,17 @@ def encode(schema: Schema, state: Model) -> bytes:
 
     Raises ModelError when names, shapes or dtypes aren't the schema's.
     """
+    return b"".join(encoded(schema, state))
+
+
+def encoded(schema: Schema, state: Model) -> Iterator[Buffer]:
+    """The same in pieces, views where the model is in host memory, so that there needn't be a second one. Errors as `encode`."""
     check_names(schema, state)
-    return b"".join(_pieces(schema, state))
+    for spec in schema.tensors:
+        value = state[spec.name]
+        check_form(spec, value)
+        yield value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+        yield bytes(_padded(spec.size) - spec.size)
 
 
 def decode(schema: Schema, data: Buffer) -> dict[str, Tensor]:
@@ -236,14 +245,6 @@ def _require_plain(name: str, value: Tensor) -> None:
         raise ModelError(f"'{name}' is a {'meta' if value.is_meta else 'sparse or nested'} tensor, which can't be exchanged")
     if value.dtype not in FLOATS | INTEGERS:
         raise ModelError(f"'{name}' is {_dtype_name(value.dtype)}; only floats of 16 bits or more, integers and bools travel")
-
-
-def _pieces(schema: Schema, state: Model) -> Iterator[Buffer]:
-    for spec in schema.tensors:
-        value = state[spec.name]
-        check_form(spec, value)
-        yield value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
-        yield bytes(_padded(spec.size) - spec.size)
 
 
 def _tensor(spec: TensorSpec, piece: memoryview) -> Tensor:
