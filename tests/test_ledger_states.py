@@ -1,6 +1,7 @@
 """The promise of the shared-seed mode: the same entries give the same ledger and the same bits, whatever happened on the way.
 
-Examples are short programs of bytes, which Hypothesis makes and shrinks. `LEDGER_EXAMPLES=10000 pytest --timeout 0` is the full form.
+Examples are short programs of bytes, which Hypothesis makes and shrinks. The full form:
+`LEDGER_EXAMPLES=10000 pytest --timeout 0`.
 """
 
 from __future__ import annotations
