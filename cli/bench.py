@@ -18,6 +18,8 @@ from p2pnode.errors import ConfigError
 
 TRANSFER_COLUMNS = ("MiB", "way", "MB/s", "least", "most", "cpu s/GB", "ours / this")
 TRIP_COLUMNS = ("", "p50 ms", "p99 ms")
+PARAMS_MAX = 1_000_000_000  # 12 bytes each are needed
+ENTRIES_MAX = 100_000  # a minute a round, at 10^7 parameters, for the keystreams of `cryptography` alone
 SCALAR_COLUMNS = ("parameters", "entries", "way", "10^9/s", "least", "most", "ours / this")
 
 Measurement = Callable[[int, float, float, Callable[[str], None]], dict[str, Any]]
@@ -104,18 +106,13 @@ def scalars(
 
     Exit status 1 when ours isn't ten times as fast, or two ways of ours differ in a bit.
     """
-    from p2pnode.bench.children import BenchError
-    from p2pnode.bench.scalars import ENTRIES_MAX, PARAMS_MAX, run
+    params_each, entries_each = _counts(params, PARAMS_MAX, "parameters"), _counts(entries, ENTRIES_MAX, "entries")
+    from p2pnode.bench.children import BenchError  # after the flags were looked at: they load torch
+    from p2pnode.bench.scalars import run
 
     screen = Screen(as_json)
     try:
-        document = run(
-            _counts(params, PARAMS_MAX, "parameters"),
-            _counts(entries, ENTRIES_MAX, "entries"),
-            repeat,
-            screen.talk,
-            catch_up=catch_up,
-        )
+        document = run(params_each, entries_each, repeat, screen.talk, catch_up=catch_up)
     except BenchError as error:
         _failed(screen, error)
     if as_json:

@@ -75,6 +75,45 @@ def test_daemons_find_each_other_and_rest() -> None:
     assert done.returncode == (ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
 
 
+def test_scalars_are_added_beside_the_reference() -> None:
+    done = p2pnode("bench", "scalars", "--params", "200000", "--entries", "64,512", "--repeat", "1", "--json")
+    document = json.loads(done.stdout)
+    assert [(size["params"], size["entries"]) for size in document["sizes"]] == [(200_000, 64), (200_000, 512)]
+    assert {"bitslices", "reference", "library_keystream"} <= set(document["ways"])
+    for size in document["sizes"]:
+        assert set(size["ways"]) == set(document["ways"])
+        for way in size["ways"].values():
+            assert 0 < way["min"] <= way["giga_per_s"] <= way["max"]
+        assert 0 < size["ratio_to_bound"] < 1, "nothing is added before it is made"
+        assert 0 < size["plain_ratio_to_bound"] < 1
+        assert size["plain_ratio_to_reference"] > 0
+    assert document["ratio_to_reference"] == min(size["ratio_to_reference"] for size in document["sizes"])
+    assert document["ok"] is (document["ratio_to_reference"] >= 10)
+    assert done.returncode == (ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
+    catching_up = document["catch_up"]
+    assert (catching_up["params"], catching_up["entries"], catching_up["extrapolated"]) == (200_000, 100_000, False)
+    assert 0 < catching_up["seconds"] < 90
+
+
+def test_scalars_too_slow_are_a_failure() -> None:
+    """With one entry on a tiny model all is overhead, and the reference wins."""
+    done = p2pnode("bench", "scalars", "--params", "64", "--entries", "1", "--repeat", "3", "--json")
+    document = json.loads(done.stdout)
+    assert document["ratio_to_reference"] < 10
+    assert document["ok"] is False
+    assert done.returncode == ExitStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("option", "counts"),
+    [("--params", ""), ("--params", "1000,"), ("--params", "1e6"), ("--entries", "0"), ("--entries", "100001")],
+)
+def test_counts_must_make_sense(option: str, counts: str) -> None:
+    done = p2pnode("bench", "scalars", option, counts)
+    assert done.returncode == ExitStatus.BAD_INPUT
+    assert "write whole numbers from 1 to" in done.stderr
+
+
 @pytest.mark.parametrize("sizes", ["", "0", "16,", "1.5", "4096"])
 def test_sizes_must_make_sense(sizes: str) -> None:
     done = p2pnode("bench", "transfer", "--mib", sizes)

@@ -26,8 +26,6 @@ from protocols.perturbation import Directions, direction_key
 from protocols.sums import GROUP, Compiled, Sums, compiled_way
 
 RATIO_MIN = 10  # what the faster of our ways must do beside the reference (issue)
-PARAMS_MAX = 1_000_000_000  # 12 bytes each are needed
-ENTRIES_MAX = 100_000  # of which `bitslices` adds a sixteenth; a minute for 10^7 parameters
 WEIGHT_BITS = 20  # about what the code `log` and usual learning rates give at 24 bits of shift
 BYTES_AT_ONCE = 1 << 20  # of a keystream
 SHARE = {"bitslices": 16, "reference": 512}  # a slower way adds 1 / share of the entries, but at least LEAST
@@ -181,7 +179,7 @@ def _figures(work: Work) -> dict[str, Any]:
     return {
         "params": work.params,
         "entries": len(work.keys),
-        "giga_per_s": round(statistics.median(work.speeds[best]), 2),
+        "giga_per_s": _short(statistics.median(work.speeds[best])),
         "ratio_to_reference": _ratio(work, best, REFERENCE),
         "ratio_to_bound": _ratio(work, best, bound),
         "plain_ratio_to_reference": _ratio(work, PLAIN, REFERENCE),
@@ -189,9 +187,9 @@ def _figures(work: Work) -> dict[str, Any]:
         "ways": {
             name: {
                 "entries": work.part(name),
-                "giga_per_s": round(statistics.median(speeds), 3),
-                "min": round(min(speeds), 3),
-                "max": round(max(speeds), 3),
+                "giga_per_s": _short(statistics.median(speeds)),
+                "min": _short(min(speeds)),
+                "max": _short(max(speeds)),
             }
             for name, speeds in work.speeds.items()
         },
@@ -200,7 +198,11 @@ def _figures(work: Work) -> dict[str, Any]:
 
 def _ratio(work: Work, ours: str, theirs: str) -> float:
     pairs = zip(work.speeds[ours], work.speeds[theirs], strict=True)
-    return round(statistics.median(one / other for one, other in pairs), 3)
+    return _short(statistics.median(one / other for one, other in pairs))
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.4g}")
 
 
 def _catch_up(params: int, giga_per_s: float, in_full: bool) -> dict[str, Any]:
