@@ -65,8 +65,8 @@ def test_what_we_signed_before_our_disk_was_rolled_back_wins() -> None:
     node.take(Change(node.ledger.spans_after({})))
     row = friend.ledger.row(ME)
     assert row is not None
-    assert node.ledger.compare(row).kind is Compared.MISSING  # B2 must not probe now; what if it has?
-    node.probe(codes_of(1, 100, 130, seed=3))
+    assert node.ledger.compare(row).kind is Compared.MISSING  # so nothing should be measured; what if it was?
+    node.probe(codes_of(1, 100, 170, seed=3))
     node.hear(*friend.ledger.runs_from(ME, 100, FULL))
     assert (node.ledger.next_step, node.ledger.unsaid, node.ledger.voided) == (150, 0, ())
     node.check()
