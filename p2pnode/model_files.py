@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from p2pnode.errors import ConfigError
 from protocols.merkle import Tree
@@ -22,7 +22,7 @@ from protocols.tensors import Buffer
 
 def save_model(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write `model` as safetensors: all of it durable at `path`, or nothing changed. Raises ConfigError."""
-    state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}  # clones: weights may be tied
+    state = dict(_apart(model.state_dict()))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(state, temporary, metadata)
@@ -70,6 +70,16 @@ def map_blob(path: Path) -> memoryview:
     """
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _apart(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in host memory of its own, copied only where it is tied to another: a model isn't held twice to be saved."""
+    seen: set[int] = set()
+    for name, value in state.items():
+        plain = value.cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        yield name, plain.clone() if place in seen else plain
+        seen.add(place)
 
 
 def _sync(path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from p2pnode.model_files import map_blob
+from p2pnode.model_files import map_blob, save_model
 from p2pnode.scalar_learner import Scalars
 from p2pnode.task import Task
 from p2pnode.tasks.samples import Samples
@@ -50,6 +50,7 @@ def learn(model: nn.Module, base: Path, folder: Path) -> None:
     one.apply([Span(OTHER, 0, b"\x40" * 300)], [])
     one.probe(0, 3, np.random.default_rng(0), threading.Event())
     one.checkpoint()
+    save_model(model, folder / "model.safetensors", {})
     made = one.compact([Mark(OTHER, 256, bytes(32))], [Span(OTHER, 256, b"\x40" * 44), Span(ME, 0, bytes(3))])
     one.restore(made.digest, {OTHER: 300})
     one.adopt(made.digest, folder / made.digest.hex())
