@@ -20,7 +20,6 @@ from pathlib import Path
 from p2pnode.blobs import Blobs
 from p2pnode.config import Config
 from p2pnode.errors import ConfigError
-from p2pnode.ledger_store import Snapshot as LedgerSnapshot
 from p2pnode.scalar_jobs import ScalarJob, ScalarJobs
 from p2pnode.trainer import Trainer, TrainerError
 from protocols.core import Snapshot
@@ -54,7 +53,12 @@ class _Save:
     done: asyncio.Future[None]
 
 
-Job = Train | Merge | ScalarJob | _Save
+@dataclass(frozen=True, slots=True)
+class _Restore:
+    """Give the training process what the ledger holds."""
+
+
+Job = Train | Merge | ScalarJob | _Save | _Restore
 
 
 def threads_of(config: Config) -> int:
@@ -71,7 +75,7 @@ class Jobs:
     """Carries out `Train`, `Merge` and what scalars need, one after the other, and answers through `feed`.
 
     `batch_size`: samples in one step. `look`: the core's snapshot. `evaluated`: called after each test of the model. `model`: the
-    file to save to now and then. `snapshot`: what stands for compacted entries.
+    file to save to now and then.
     """
 
     def __init__(
@@ -84,12 +88,12 @@ class Jobs:
         feed: Callable[[Event], None],
         look: Callable[[], Snapshot],
         evaluated: Callable[[], None],
-        snapshot: LedgerSnapshot | None = None,
+        scalars: ScalarJobs,
     ) -> None:
         self._config, self._trainer, self._blobs, self._model = config, trainer, blobs, model
         self._batch_size = batch_size
         self._feed, self._look, self._evaluated = feed, look, evaluated
-        self.scalars = ScalarJobs(trainer, blobs, feed, snapshot)
+        self.scalars = scalars
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._idle = asyncio.Event()
         self._closing = False
@@ -112,6 +116,7 @@ class Jobs:
     async def run(self) -> None:
         """Work until cancelled."""
         if self._config.with_scalars:
+            await self._persevere(_Restore())
             await self._chores()  # how good it is before it learns
         while True:
             self._idle.set()
@@ -172,6 +177,8 @@ class Jobs:
             case _Save(path):
                 await self._save(path)
                 self._answer(job, None)
+            case _Restore():
+                await self.scalars.restore()
             case _:
                 await self.scalars.do(job)
                 if isinstance(job, Probe):

@@ -29,6 +29,7 @@ from p2pnode.journal import Journal
 from p2pnode.listening import TransportFactory, start_transport
 from p2pnode.metering import Metering
 from p2pnode.records import Records
+from p2pnode.scalar_jobs import ScalarJobs
 from p2pnode.sizes import format_size
 from p2pnode.sources import sources_of
 from p2pnode.store import MODEL_FILE, STATE_FILE, Store
@@ -36,11 +37,10 @@ from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import Transport
 from p2pnode.uploads import Uploads
 from protocols.core import Core, CoreSettings, ModelState, Snapshot
-from protocols.entries import Restored, Span
+from protocols.entries import Restored
 from protocols.events import Event
 from protocols.gossip import GossipSettings
 from protocols.identity import Identity, peer_text
-from protocols.merkle import Digest
 from protocols.settings import ScalarSettings, swarm_digest
 
 log = logging.getLogger(__name__)
@@ -116,34 +116,17 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
     blobs.own(ready.digest, ready.leaves)
     rng = random.Random(secrets.randbits(128))
     restored = await records.ledger(swarm_digest(config.swarm) + ready.schema_digest) if config.with_scalars else None
-    jobs = Jobs(
-        config, trainer, ready.batch_size, blobs, config.data_dir / MODEL_FILE, hooks.feed, hooks.look, hooks.evaluated,
-        restored.snapshot if restored else None,
-    )  # fmt: skip
     sources = sources_of(config, given, records, transport, identity.peer, access.rendezvous)
     discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
     core = _core(config, identity, store, ready, transport, rng, restored)
     journal = Journal(records, store.ledger, hooks.feed) if restored else None
-    if restored:
-        await _restore(core, trainer, jobs, blobs)
+    gradients = ScalarJobs(trainer, blobs, hooks.feed, restored.snapshot if restored else None, core.entries)
+    model = config.data_dir / MODEL_FILE
+    jobs = Jobs(config, trainer, ready.batch_size, blobs, model, hooks.feed, hooks.look, hooks.evaluated, gradients)
     uploads = Uploads(blobs, transport, config.rates.upload)
     return Parts(
         config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, discovery, core, journal
     )
-
-
-async def _restore(core: Core, trainer: Trainer, jobs: Jobs, blobs: Blobs) -> None:
-    """Have the training process know what the ledger holds, now and after each of its deaths; serve the snapshot to peers."""
-
-    def history() -> tuple[Digest | None, tuple[Span, ...]]:
-        return jobs.scalars.snapshot[0] if jobs.scalars.snapshot else None, core.entries()
-
-    try:
-        result = await trainer.restore(history)
-    except TrainerError as error:
-        raise _no_start(error) from None
-    if result.snapshot is not None:
-        blobs.own(result.snapshot.digest, result.snapshot.leaves)
 
 
 def _no_start(error: TrainerError) -> ConfigError:

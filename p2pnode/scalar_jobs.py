@@ -13,18 +13,38 @@ from p2pnode.blobs import Blobs
 from p2pnode.ledger_store import Snapshot
 from p2pnode.trainer import Trainer
 from protocols.effects import Adopt, Apply, Compact, Fingerprint, Probe
+from protocols.entries import Span
 from protocols.events import Adopted, Applied, Compacted, Event, Fingerprinted, Probed
 
 ScalarJob = Probe | Apply | Fingerprint | Compact | Adopt
 
 
 class ScalarJobs:
-    """Carries them out with `trainer` and answers through `feed`. `snapshot`: what stands for entries below the cut."""
+    """Carries them out with `trainer` and answers through `feed`.
 
-    def __init__(self, trainer: Trainer, blobs: Blobs, feed: Callable[[Event], None], snapshot: Snapshot | None) -> None:
-        self._trainer, self._blobs, self._feed = trainer, blobs, feed
+    `snapshot`: what stands for entries below the cut. `entries`: all above it, as the core has them.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        blobs: Blobs,
+        feed: Callable[[Event], None],
+        snapshot: Snapshot | None,
+        entries: Callable[[], tuple[Span, ...]],
+    ) -> None:
+        self._trainer, self._blobs, self._feed, self._entries = trainer, blobs, feed, entries
         self.snapshot = self._newest = snapshot
         self.train_loss: float | None = None  # the mean of the losses that were probed last
+
+    async def restore(self) -> None:
+        """Have the training process know what the ledger holds, now and after each of its deaths; lend the snapshot to peers.
+
+        It may have to apply hours of entries, so the node is up meanwhile. Raises TrainerError, ConfigError.
+        """
+        result = await self._trainer.restore(lambda: (self.snapshot[0] if self.snapshot else None, self._entries()))
+        if result.snapshot is not None:
+            self._blobs.own(result.snapshot.digest, result.snapshot.leaves)
 
     async def do(self, job: ScalarJob) -> None:
         """One of them. Raises TrainerError, ConfigError."""
