@@ -96,7 +96,7 @@ async def test_four_nodes_a_killed_training_process_and_a_late_joiner_end_with_t
 async def test_a_snapshot_serves_newcomers_restarts_and_new_training_processes(
     make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    small = replace(LAPTOP, cut_entries_min=512, cut_s_min=0.5, floor_s=0.2)
+    small = replace(LAPTOP, cut_entries_min=512, cut_s_min=0.5, floor_s=0.2, standing_s=1.0, snapshot_wait_s=0.3)
     monkeypatch.setitem(PRESETS, "laptop", small)
     quick = {"cycle_s": 0.0, "local_steps": 40}
     b, a = make("b", shard_index=1, **quick), make("a", **quick)
