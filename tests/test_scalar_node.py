@@ -117,6 +117,10 @@ async def test_a_snapshot_serves_newcomers_restarts_and_new_training_processes(
             assert a.status()["scalars"]["cut"] >= rows["cut"]
             await a.join(b.addresses[0])
             await until(lambda: same((a, b)))
+            assert a._parts is not None
+            snapshot = a._parts.jobs.scalars.snapshot
+            assert snapshot is not None
+            assert a._parts.blobs.size(snapshot[0]) == snapshot[1] > 0, "a restarted node serves it too"
     files = [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith("snapshot-")]
     assert 1 <= len(files) <= 2, "old ones are not kept for ever"
     db = sqlite3.connect(tmp_path / "a" / STATE_FILE)
