@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -116,6 +116,7 @@ def test_a_probe_leaves_no_trace(dtype: torch.dtype, device: str) -> None:
         assert one.sums.values.equal(total)
 
 
+@settings(deadline=None)  # makes models
 @given(
     st.sampled_from(DTYPES),
     st.lists(st.floats(-1e4, 1e4, width=16), min_size=9, max_size=9),
@@ -183,6 +184,7 @@ def test_a_probe_measures_the_slope() -> None:
 SPLITS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 29), st.integers(1, 30)), max_size=12)
 
 
+@settings(deadline=None)
 @given(splits=SPLITS, orders=st.permutations(range(3)), back=st.integers(0, 30))
 def test_any_order_and_any_split_give_the_same_bits(splits: list[tuple[int, int, int]], orders: list[int], back: int) -> None:
     """Pieces with overlaps and repetitions, gaps refused, entries taken back and given again: the sum is of the set alone."""
