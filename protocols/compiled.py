@@ -162,12 +162,6 @@ def store(builder: Any, array: Any, at: Any, row: Any) -> Any:
 
 
 @_instruction(_row)
-def complement(builder: Any, row: Any) -> Any:
-    """~row"""
-    return builder.not_(row)
-
-
-@_instruction(_row)
 def parity(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a ^ b ^ c"""
     return _look_up(builder, 0b10010110, a, b, c) if WIDE else builder.xor(builder.xor(a, b), c)
@@ -183,7 +177,10 @@ def majority(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @_instruction(types.void)
 def encipher(builder: Any, round_keys: Any, at: Any, counter: Any, array: Any, to: Any) -> Any:
-    """Write the keystream from block `counter` on to array[to : to + WORDS]; round_keys[at : at + 22] is the expanded key."""
+    """Write the keystream from block `counter` on to array[to : to + WORDS], and its complement to the next WORDS.
+
+    round_keys[at : at + 22] is the expanded key.
+    """
     vector = ir.VectorType(WORD, AES_WORDS)
     first, second_words = _everywhere(builder, counter, AES_WORDS), ir.Constant(vector, [0, -1] * (AES_WORDS // 2))
     key = [
@@ -202,12 +199,9 @@ def encipher(builder: Any, round_keys: Any, at: Any, counter: Any, array: Any, t
     for round_key in key[1:-1]:
         states = [_call(builder, AES.format(""), state, round_key) for state in states]
     for number, state in enumerate(states):
-        _keep(
-            builder,
-            array,
-            builder.add(to, ir.Constant(WORD, number * AES_WORDS)),
-            _call(builder, AES.format("last"), state, key[-1]),
-        )
+        bits, place = _call(builder, AES.format("last"), state, key[-1]), builder.add(to, ir.Constant(WORD, number * AES_WORDS))
+        _keep(builder, array, place, bits)
+        _keep(builder, array, builder.add(place, ir.Constant(WORD, WORDS)), builder.not_(bits))
 
 
 @_instruction(types.uint32)
@@ -344,9 +338,7 @@ def _add(values: Any, keys: Any, plus: Any, minus: Any, used: int, constant: int
         room[COLUMN * WORDS : STREAM * WORDS] = 0
         for group in range(groups):
             for entry in range(group * GROUP, min((group + 1) * GROUP, len(keys))):
-                to = (STREAM + 2 * (entry % GROUP)) * WORDS
-                encipher(expanded, entry * ROUND_KEYS, first // 128, room, to)
-                store(room, to + WORDS, complement(load(room, to)))
+                encipher(expanded, entry * ROUND_KEYS, first // 128, room, (STREAM + 2 * (entry % GROUP)) * WORDS)
             _fold(room, adders, ends, group, used)
         _spread(values, first, room, used, constant)
 
@@ -362,7 +354,7 @@ def add(values: NDArray[np.int32], keys: Sequence[bytes], weights: NDArray[np.in
 def _keystreams(keys: Any, count: int) -> None:
     round_keys = np.empty((len(keys), 2 * ROUND_KEYS), np.uint32)
     _expand(keys, round_keys)
-    expanded, row = round_keys.view(np.uint64).ravel(), np.zeros(WORDS, np.uint64)
+    expanded, row = round_keys.view(np.uint64).ravel(), np.zeros(2 * WORDS, np.uint64)
     for first in range(0, count, 64 * WORDS):
         for entry in range(len(keys)):
             encipher(expanded, entry * ROUND_KEYS, first // 128, row, 0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import islice
+from operator import index
 
 import numpy as np
 import torch
@@ -61,14 +62,15 @@ class Sums:
         """Add weight times direction for each (direction key, weight), modulo 2^32.
 
         Any number of entries, the same key as often as wanted; weights are integers, of which the lowest 32 bits count; one of 0
-        costs nothing. Raises ValueError, and adds none of its group of 2048, for a key that hasn't 16 bytes.
+        costs nothing. Raises, and adds none of its group of 2048, ValueError for a key that hasn't 16 bytes, TypeError for
+        another kind of number.
         """
         useful = ((key, weight) for key, weight in entries if weight % (1 << 32))
         while group := list(islice(useful, GROUP)):
             keys = [key for key, _ in group]
             if not all(len(key) == KEY_BYTES for key in keys):
                 raise ValueError(f"the key of a direction has {KEY_BYTES} bytes")
-            self._add(keys, np.array([signed(weight) for _, weight in group], np.int64))
+            self._add(keys, np.array([signed(index(weight)) for _, weight in group], np.int64))
 
     def digest(self) -> bytes:
         """16 bytes of SHA-256 over the sum as little-endian int32."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from protocols import bitslices, limbs, sums
 from protocols.identity import PeerId
-from protocols.perturbation import direction_bits, direction_key
+from protocols.perturbation import direction_bits, direction_key, unpacked
 from protocols.sums import GROUP, Sums, compiled_way
 from tests.golden import directions as golden
 from tests.tidy import ROOT
@@ -171,6 +171,14 @@ def test_a_key_has_16_bytes(key: bytes) -> None:
     assert not state.values.any()
 
 
+@pytest.mark.parametrize("weight", [1.5, float("nan"), "1"])
+def test_a_weight_is_an_integer(weight: object) -> None:
+    state = Sums(100)
+    with pytest.raises(TypeError):
+        state.add([(KEYS[0], 1), (KEYS[1], weight)])  # type: ignore[list-item]
+    assert not state.values.any()
+
+
 def test_given_values_are_used_where_they_are() -> None:
     values = torch.zeros(100, dtype=torch.int32)
     Sums(100, values=values).add([(KEYS[0], 9)])
@@ -193,6 +201,21 @@ def test_the_digest_is_sha256_of_little_endian_words(monkeypatch: pytest.MonkeyP
     assert state.digest() == expected
     monkeypatch.setattr(sums, "DIGEST_BLOCK", 96)
     assert state.digest() == expected
+
+
+def test_the_way_of_a_gpu_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operations that unpack on a device, in place of the host's; a block at a time."""
+
+    def by_device(bits: NDArray[np.uint8], count: int, device: torch.device) -> Tensor:
+        return unpacked(torch.from_numpy(np.ascontiguousarray(bits)).to(device))[..., :count]
+
+    monkeypatch.setattr(limbs, "ones", by_device)
+    monkeypatch.setattr(limbs, "UNPACKED_CPU", 1 << 10)
+    weights = np.random.default_rng(1).integers(LOW, HIGH, 300, endpoint=True)
+    values = a_state(1234)
+    expected = defined(values, KEYS[:300], weights.tolist())
+    limbs.add(values, KEYS[:300], weights)
+    assert torch.equal(values, expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
