@@ -18,6 +18,7 @@ from p2pnode import Config, ConfigError, Node
 from p2pnode.config import PRESETS
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
 from p2pnode.store import STATE_FILE
+from protocols.identity import peer_from_text
 from protocols.limits import LAPTOP
 from tests.small_task import make_task, make_wide_task
 
@@ -153,7 +154,7 @@ async def test_who_lost_its_database_signs_nothing_until_peers_have_told_it(make
         assert b.status()["scalars"]["voided"] == []
 
 
-async def test_a_disk_that_refuses_is_a_state_and_nothing_is_signed_meanwhile(make: Callable[..., Node]) -> None:
+async def test_a_disk_that_refuses_is_a_state_and_one_that_lies_a_sentence(make: Callable[..., Node]) -> None:
     a, b = make("a"), make("b", shard_index=1)
     async with together(b, a):
         await until(lambda: a.status()["scalars"]["own_steps"] > 50 and b.status()["scalars"]["authors"] == 2)
@@ -169,6 +170,11 @@ async def test_a_disk_that_refuses_is_a_state_and_nothing_is_signed_meanwhile(ma
         db.execute("PRAGMA query_only = OFF")
         await until(lambda: b.status()["ledger_entries"] > held)
         await settle((a, b))
+    with sqlite3.connect(a.config.data_dir / STATE_FILE) as db:
+        db.execute("UPDATE runs SET signature = x'' WHERE author != ?", (peer_from_text(a.status()["peer_id"]),))
+    db.close()
+    with pytest.raises(ConfigError, match=r"contradicts itself .*move that file away"):
+        await make("a").start()
 
 
 async def test_strangers_by_recipe_or_protocol_refuse_each_other(make: Callable[..., Node]) -> None:
