@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from protocols.entries import Run
+from protocols.entries import Row, Run
 from protocols.identity import PeerId
 from protocols.ledger import Ledger
 from protocols.limits import Limits
@@ -70,7 +70,8 @@ class Asking:
 
     def lacks(self, side: Side, tag: bytes) -> bool:
         """Whether `side` has entries of this author that would count here, as far as we know."""
-        return tag in side.forked or side.theirs.get(tag, 0) > self._ours(tag)
+        ours = self._ours(tag)
+        return tag in side.forked or (side.theirs.get(tag, 0) > ours >= side.beyond.get(tag, 0))
 
     def _ours(self, tag: bytes) -> int:
         author = self._ledger.author_of(tag)
@@ -162,6 +163,7 @@ class Asking:
         frame = self._limits.frame_bytes_max - RUNS_HEADER_BYTES
         left, full = self._limits.answer_frames_max * frame // 2, False
         found: list[Run] = []
+        compacted: list[Row] = []  # of whom we have forgotten what is asked for
         for tag, first in ask.wants:
             author = self._ledger.author_of(tag)
             if author is None:
@@ -170,10 +172,16 @@ class Asking:
             if left <= 0:
                 full = True
                 break
+            row = self._ledger.row(author)
+            if row is not None and first < row.base:
+                compacted.append(row)
+                continue
             runs = self._ledger.runs_from(author, first, left)
             found += runs
             left -= sum(map(run_bytes, runs))
             full = full or bool(runs and runs[-1].first + runs[-1].count < self._spreading.count(author))
+        if compacted:
+            self._spreading.say(side, compacted, turn, answer=True)
         groups = list(runs_frames(found, self._limits))[: self._limits.answer_frames_max]
         for group in groups[:-1]:
             self._spreading.send_runs(side, Runs(group, Part.ANSWER), turn)

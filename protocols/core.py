@@ -313,6 +313,8 @@ class Core:
                 elif message.digest in self._transfers.parked:
                     self._gossip.pulling.pull(turn)  # its source may be asked for no more
             case Gone(digest):
+                if self._scalars is not None:
+                    self._scalars.returning.on_gone(link.peer, digest)
                 self._gossip.pulling.on_gone(link, digest, turn)
             case Have(digest):
                 self._gossip.pulling.on_have(link, digest, turn)

@@ -50,6 +50,7 @@ class Returning:
         self._tries = 0  # how often to ask again
         self._choose_at = float("inf")
         self._fetching: SnapshotOffer | None = None
+        self._sources: list[PeerId] = []  # who has it
         self._bad: dict[Digest, None] = {}
 
     # --- ours -------------------------------------------------------------------------------------------------------------
@@ -101,7 +102,9 @@ class Returning:
 
     def on_offer(self, link: Link, offer: SnapshotOffer, turn: Turn) -> None:
         """A peer says which it has."""
-        if self._fetching is not None and offer.digest == self._fetching.digest:
+        if self._fetching is not None and offer.digest == self._fetching.digest and link.peer in self._sides:
+            if link.peer not in self._sources:
+                self._sources.append(link.peer)
             self._join(link.peer, turn)
         if link.peer not in self._asked or offer.size > self._limits.model_bytes_max or offer.digest in self._bad:
             return
@@ -109,6 +112,11 @@ class Returning:
         if all(self._asked.values()):
             self._choose_at = turn.now
             self._choose(turn)
+
+    def on_gone(self, peer: PeerId, digest: Digest) -> None:
+        """A source has it no more."""
+        if self._fetching is not None and digest == self._fetching.digest and peer in self._sources:
+            self._sources.remove(peer)
 
     def _join(self, peer: PeerId, turn: Turn) -> None:
         assert self._fetching is not None, "only what is being fetched is joined"
@@ -122,20 +130,26 @@ class Returning:
         """Fetch the one that most peers offer. Nobody offered any: ask again, or wait until somebody's rows say so again."""
         offers = {peer: offer for peer, offer in self._asked.items() if offer is not None and peer in self._sides}
         votes = Counter((offer.digest, offer.size) for offer in offers.values())
-        self._choose_at = float("inf")
-        self._asked = {}
-        if not votes:
+        asked, self._asked, self._choose_at = len(self._asked), {}, float("inf")
+        best = max(votes, key=lambda one: (votes[one], one), default=None)
+        if best is None or not self._trusts(votes[best], asked):
             if self._tries:
                 self._ask(turn)
             return
-        digest, size = max(votes, key=lambda one: (votes[one], one))
-        sources = [peer for peer, offer in offers.items() if (offer.digest, offer.size) == (digest, size)]
+        digest, size = best
+        sources = [peer for peer, offer in offers.items() if (offer.digest, offer.size) == best]
+        if self.ours is not None and digest == self.ours.digest:
+            return  # whoever said that we need another has one that others haven't
         if digest in self._holdings:
             self._holdings.keep(digest)
             self._fetching, self.wanted = offers[sources[0]], digest
-        elif self._transfers.room_for(size, 0) and digest not in self._transfers.parked:
-            self._fetching = offers[sources[0]]
+        elif self._shelf.bulk and self._transfers.room_for(size, 0) and digest not in self._transfers.parked:
+            self._fetching, self._sources = offers[sources[0]], sources
             self._transfers.fetch(digest, size, sources, turn.now + self._limits.snapshot_fetch_s_max, 0, turn)
+
+    def _trusts(self, votes: int, asked: int) -> bool:
+        """Whether so many of those asked are enough: more than half; at last, since cuts may differ for a while, any two."""
+        return 2 * votes > asked or (not self._tries and votes >= 2)
 
     def on_fetched(self, digest: Digest) -> bool:
         """A blob is whole and verified, and held for us. Returns whether it is one of ours."""
@@ -177,6 +191,9 @@ class Returning:
             digest = fetching.digest
             if digest not in self._transfers.fetching and digest not in self._transfers.parked:
                 self._fetching = None
+            elif digest in self._transfers.parked and self._shelf.bulk:
+                for peer in [peer for peer in self._sources if peer in self._sides]:
+                    self._join(peer, turn)
         if turn.now >= self._choose_at:
             self._choose(turn)
 

@@ -51,6 +51,8 @@ from protocols.summing import Summing
 from protocols.transfer import Transfers
 from protocols.turn import Turn
 
+LAG_SHARE = 10  # at most a tenth of our time is spent listening instead of measuring, whatever peers say that we lack (guess)
+
 
 class Scalars:
     """The shared-seed side of one node. `active`: whom we talk to; `links`: the core's table; `barred`: who is shut out."""
@@ -89,6 +91,7 @@ class Scalars:
         self._durable = self.ledger.next_step  # our entries below this step are logged
         self._unsaid_since = now
         self._lag_since: float | None = None
+        self._lag_again = now  # not before this time do we listen rather than measure again: a liar must not stop us
         self._logs = 0  # the number of the last log
         self._logging: int | None = None  # our step up to which the log under way goes; None: there is none
         self._to_log: list[Run] = []
@@ -136,6 +139,7 @@ class Scalars:
         except ValueError:  # an author was caught meanwhile, below the cut
             self.returning.throw_away(event.digest, turn)
         else:
+            self.cuts.rebased()
             turn.add(Trim(cut))
             self.returning.serve(event.digest, event.size, turn.now, turn)
             self.spreading.printed(*_print_of(cut, event.digest))
@@ -146,6 +150,7 @@ class Scalars:
         self.summing.on_adopted(event.cut)
         if not reason:
             self.ledger.adopt(event.cut)
+            self.cuts.rebased()
             self._durable = max(self._durable, self.ledger.next_step - self.ledger.unsaid)
             turn.add(Trim(event.cut))
         self.returning.adopted(reason, turn, replaced=bool(event.cut))
@@ -313,9 +318,10 @@ class Scalars:
         lags = self.returning.needed or self.asking.lacking > self._limits.lag_entries_max
         if not lags:
             self._lag_since = None
-        elif self._lag_since is None:
-            self._lag_since = now
-        self.cuts.hurdle = self._lag_since is not None and (self.returning.busy or now < self._lag_since + self._limits.lag_s_max)
+        elif self._lag_since is None and now >= self._lag_again:
+            self._lag_since, self._lag_again = now, now + LAG_SHARE * self._limits.lag_s_max
+        listening = self._lag_since is not None and now < self._lag_since + self._limits.lag_s_max
+        self.cuts.hurdle = self.returning.busy or listening
         me = self._identity.peer
         doubt = me in self.ledger.voided or self.asking.lacks_author(me)
         self.summing.held = doubt or self.cuts.hurdle or self.ledger.held >= self._limits.ledger_bytes_max

@@ -51,6 +51,7 @@ class Side:
     ask_at: float = NEVER  # not before this time
     due: int = 0  # frames of answers that may come beside its budget
     forked: dict[bytes, int] = field(default_factory=dict)  # authors to be compared run by run, and from which step on
+    beyond: dict[bytes, int] = field(default_factory=dict)  # authors of whom it has compacted what we lack, and where it begins
     # cuts
     floor_dirty: bool = False
     floor_at: float = NEVER

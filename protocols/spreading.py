@@ -203,9 +203,10 @@ class Spreading:
         gap_s = min(BRISK_S * 5, self._limits.vector_s) if self.brisk else self._limits.vector_s
         if side.entry_bytes * self._limits.vector_share >= cost or turn.now >= side.vector_at + gap_s:
             side.vector_at, side.entry_bytes = turn.now, 0.0
-            self._say(side, rows, turn, answer=False)
+            self.say(side, rows, turn, answer=False)
 
-    def _say(self, side: Side, rows: Iterable[Row], turn: Turn, *, answer: bool) -> None:
+    def say(self, side: Side, rows: Iterable[Row], turn: Turn, *, answer: bool) -> None:
+        """Say what we have of some."""
         left = tuple(rows)
         while True:
             some, left = left[:ROWS_MAX], left[ROWS_MAX:]
@@ -227,6 +228,8 @@ class Spreading:
                         side.forked.setdefault(row.tag, found.first)
                 case Compared.BELOW:
                     below = True
+                    if len(side.beyond) < self._limits.ledger_authors_max:
+                        side.beyond[row.tag] = row.base
                 case Compared.AHEAD:
                     side.notes(row.tag, min(row.count, ours), ours, self._limits)
                     ahead.append(row.tag)
@@ -248,7 +251,7 @@ class Spreading:
             side.named.clear()
             side.compared = True
         if rows or last:
-            self._say(side, rows, turn, answer=True)
+            self.say(side, rows, turn, answer=True)
 
     # --- proofs -----------------------------------------------------------------------------------------------------------
 

@@ -249,6 +249,7 @@ def scalar_tables(core: Core) -> dict[str, tuple[int, int]]:
         "orphans": (most("orphans"), authors),
         "named": (most("named"), 2 * authors),
         "asked": (most("asked"), limits.ask_items_max),
+        "beyond": (most("beyond"), authors),
         "forked": (most("forked"), limits.ask_items_max),
         "out": (most("out"), 0),
         "asked of all": (len(scalars.asking._asked), limits.ask_items_max * limits.active_view_max),

@@ -115,7 +115,8 @@ class Trainer:
 class ScalarSwarm(Swarm):
     """Cores that learn from scalars. `loss`: the share of frames that vanish."""
 
-    def __init__(self, cores: dict[int, Core], *, loss: float = 0.0, seed: int = 1, disks: dict[int, Disk] | None = None) -> None:
+    def __init__(self, cores: dict[int, Core], *, loss: float = 0.0, seed: int = 1, disks: dict[int, Disk] | None = None,
+                 train: bool = False) -> None:  # fmt: skip
         self.loss, self.draw = loss, random.Random(seed)
         self.disks = disks or {i: Disk() for i in cores}
         self.trainers = {i: Trainer(dict(self.disks[i].base), {m.author: m.count for m in self.disks[i].cut}) for i in cores}
@@ -125,7 +126,7 @@ class ScalarSwarm(Swarm):
         self.liars: set[int] = set()
         self.apart: dict[int, int] = {}  # which side of a partition a node is on
         self.stopped: set[int] = set()
-        super().__init__(cores, train=False)
+        super().__init__(cores, train=train)
 
     # --- what tests do ----------------------------------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class ScalarSwarm(Swarm):
         self.frozen.add(number)
         for other in self.cores:
             self.cut(number, other)
+        self.run(3 * LATENCY_S)  # links that were closing already are gone too
 
     def restart(self, number: int, **options: Any) -> None:
         """Back from its disk; what was under way for it before never comes."""
@@ -268,7 +270,8 @@ class ScalarSwarm(Swarm):
         trainer, disk, me = self.trainers[number], self.disks[number], identity(number).peer
         match effect:
             case fx.Train():
-                raise AssertionError("models are off")
+                assert self.train, "models are off"
+                super()._carry_out(number, effect)
             case fx.Apply(add, retract):
                 for span in sorted(retract, key=lambda one: -one.first):
                     trainer.retract(span)

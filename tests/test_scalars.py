@@ -216,33 +216,3 @@ def test_another_state_for_the_same_ledger_is_reported_loudly() -> None:
     swarm.run(20)
     assert sum(one.diverged for one in swarm.statuses()) >= 2
     assert any(isinstance(effect, fx.Report) and effect.kind is fx.Kind.DIVERGED for _, _, effect in swarm.trace)
-
-
-# --- what it costs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("nodes", "size"), [(8, 256), (20, 256), (8, 16)])
-def test_bytes_of_a_gradient(nodes: int, size: int, record_property: Callable[[str, object], None]) -> None:
-    """All control frames and 40 bytes for each, by new entries and active links, once a tree has been found."""
-    swarm = swarm_of(nodes, run_entries=size, run_s=60.0)
-    swarm.run(20)
-    began, sent, entries = sum(swarm.sent.values()), dict(swarm.sent), swarm.status(0).entries
-    links, old = sum(one.link_entries for one in swarm.statuses()), swarm.statuses()
-    swarm.run(30)
-    links = sum(one.link_entries for one in swarm.statuses()) - links
-    ways = {frozenset(pair): 0 for pair in swarm.sent}
-    for pair, count in swarm.sent.items():
-        ways[frozenset(pair)] += count - sent.get(pair, 0)
-    each = (sum(swarm.sent.values()) - began) / links
-    worst = max(ways.values()) / (swarm.status(0).entries - entries)
-    found = swarm.statuses()
-    runs, copies = (
-        sum(getattr(one, name) for one in found) - sum(getattr(one, name) for one in old) for name in ("runs", "copies")
-    )
-    copies /= runs
-    for name, value in (("sent_by_a_node", each), ("both_ways", 2 * each), ("worst_link", worst), ("copies", copies)):
-        record_property(f"bytes_{name}" if name != "copies" else name, round(value, 3))
-    print(f"{nodes} nodes, runs of {size}: {each:.3f} sent, {2 * each:.3f} both ways, worst {worst:.2f}, copies {copies:.4f}")
-    assert 2 * each < (2 if size == 256 else 12)
-    assert worst < (2 if size == 256 else 20)
-    assert copies < 0.1
