@@ -25,7 +25,7 @@ from p2pnode.tasks.idx import idx_file, read_idx
 from protocols.recipe import Recipe
 
 MNIST_TRAIN_SAMPLES = 8000
-SCALARS = Recipe(lr=0.0005, epsilon=0.01, scale=2.0)  # twice that throws the 109,386 parameters out now and then, with four nodes
+SCALARS = Recipe(lr=0.0005, epsilon=0.01, scale=2.0)  # at twice the rate four nodes' loss on mnist stops falling at 1.7
 MNIST_SPLIT_SEED = 0  # the file's first half is the easier one, so the split is random, but always the same
 
 
