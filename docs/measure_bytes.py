@@ -28,7 +28,7 @@ Figures = dict[str, Any]
 async def measure(run_entries: int, nodes: int, seconds: float, pace_s: float, probes: int, folder: Path) -> str:
     """One swarm, from start to stop; a line of figures."""
     plan = Plan(nodes, seconds, "digits", 0.3, 0, "scalars", ScalarsPromise("digits", 1.0))
-    more = {"run_entries": run_entries, "run_s": 3600.0, "cycle_s": pace_s, "local_steps": probes}
+    more: Figures = {"run_entries": run_entries, "run_s": 3600.0, "cycle_s": pace_s, "local_steps": probes}
     team = [DemoNode(replace(plan.config(index, folder), evaluate_every_s=3600.0, **more)) for index in range(nodes)]
     try:
         await start(team)
