@@ -100,7 +100,8 @@ def _work(params: int, entries: int) -> Work:
 def _weights(entries: int) -> NDArray[np.int64]:
     rng = np.random.default_rng(entries)
     sizes = np.floor(2.0 ** rng.uniform(0, WEIGHT_BITS, entries)).astype(np.int64)
-    return sizes * rng.choice(np.array([-1, 1]), entries)
+    signs: NDArray[np.int64] = rng.choice(np.array([-1, 1]), entries)
+    return sizes * signs
 
 
 def _measure(work: Work, repeat: int, talk: Callable[[str], None]) -> None:
