@@ -124,7 +124,7 @@ class Core:
             self._members.active, self._register, self._transfers, self._shelf, self._holdings, now,
         )  # fmt: skip
         self._scalars = None if settings.scalars is None else Scalars(
-            identity, scope, settings.scalars, limits, self._members.active, self._links, self._register,
+            identity, scope, settings.scalars, limits, self._members.active, self._register,
             self._transfers, self._shelf, self._holdings, ledger or Restored(), now,
         )  # fmt: skip
         self._faults: dict[str, int] = {}

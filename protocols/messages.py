@@ -222,9 +222,9 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """I have this author's (tag) runs from others sooner: push me no more of them."""
+    """I have these authors' (tags) runs from others sooner: push me no more of them."""
 
-    tag: bytes
+    tags: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)

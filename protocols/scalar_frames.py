@@ -72,8 +72,8 @@ def body(message: ScalarMessage) -> tuple[Type, bytes]:
             return Type.ASK, b"".join(_WANT.pack(tag, *_split(first)) for tag, first in wants)
         case Runs(runs, part):
             return Type.RUNS, bytes((part,)) + b"".join(map(_run_bytes, runs))
-        case Prune(tag):
-            return Type.PRUNE, tag
+        case Prune(tags):
+            return Type.PRUNE, b"".join(tags)
         case Equivocation(proof):
             return Type.EQUIVOCATION, _run_bytes(proof.one) + _run_bytes(proof.other)
         case Floor(epoch, contributors, places):
@@ -168,8 +168,9 @@ def _run(data: bytes, at: int, limits: Limits) -> tuple[Run, int]:
 
 
 def _prune(data: bytes, limits: Limits) -> Prune:
-    _exactly(data, TAG_BYTES, "prune")
-    return Prune(data)
+    if not _items(len(data), TAG_BYTES, limits.ask_items_max, "prune"):
+        raise malformed("prune of nobody")
+    return Prune(tuple(data[at : at + TAG_BYTES] for at in range(0, len(data), TAG_BYTES)))
 
 
 def _equivocation(data: bytes, limits: Limits) -> Equivocation:

@@ -55,7 +55,7 @@ LAG_SHARE = 10  # at most a tenth of our time is spent listening instead of meas
 
 
 class Scalars:
-    """The shared-seed side of one node. `active`: whom we talk to; `links`: the core's table; `barred`: who is shut out."""
+    """The shared-seed side of one node. `active`: whom we talk to; `barred`: who is shut out."""
 
     def __init__(
         self,
@@ -64,7 +64,6 @@ class Scalars:
         settings: ScalarSettings,
         limits: Limits,
         active: Mapping[PeerId, Link],
-        links: Mapping[PeerId, Link],
         barred: Container[PeerId],
         transfers: Transfers,
         shelf: Shelf,
@@ -80,7 +79,7 @@ class Scalars:
         self._width = code.entry_bytes
         self.sides: dict[PeerId, Side] = {}
         self.summing = Summing(self.ledger, me, settings, limits, code.entry_bytes, now)
-        self.spreading = Spreading(self.ledger, me, limits, self.sides, links)
+        self.spreading = Spreading(self.ledger, me, limits, self.sides)
         self.asking = Asking(self.ledger, limits, self.sides, self.spreading)
         self.cuts = Cuts(self.ledger, me, limits, self.sides, barred, now)
         self.returning = Returning(self.ledger, limits, self.sides, transfers, shelf, holdings)
@@ -219,8 +218,8 @@ class Scalars:
                 self.asking.on_ask(side, message, turn)
             case Runs():
                 self._on_runs(side, message, turn)
-            case Prune(tag):
-                self.spreading.on_prune(side, tag)
+            case Prune(tags):
+                self.spreading.on_prune(side, tags)
             case Floor():
                 self.cuts.on_floor(side, message, turn)
 
@@ -254,7 +253,7 @@ class Scalars:
         if change.proof is not None:
             self._to_prove.append(change.proof)
             self.guilty.append(change.proof.one.author)
-            self.spreading.spread_proof(Equivocation(change.proof), None if source is None else source.link.peer, turn)
+            self.spreading.spread_proof(Equivocation(change.proof), source, turn)
 
     def _take_back(self, spans: Iterable[Span]) -> None:
         self.summing.retract(spans)

@@ -29,6 +29,7 @@ class Side:
     ahead: dict[bytes, None] = field(default_factory=dict)  # authors of whom it has, or had, more than we
     lazy: dict[bytes, None] = field(default_factory=dict)  # whose runs it gets from others sooner
     pruned: dict[bytes, float] = field(default_factory=dict)  # whose runs it was told to push no more, and when
+    to_prune: dict[bytes, None] = field(default_factory=dict)  # of these, told when the turn ends
     out: list[Run] = field(default_factory=list)  # news for it, sent when the turn ends
     orphans: dict[bytes, None] = field(default_factory=dict)  # whose runs it is to be asked for, so that it pushes them again
     fed: bool = False  # it was the first to tell us something
@@ -43,6 +44,7 @@ class Side:
     entry_bytes: float = 0.0  # of runs on this link since the last vector
     named: dict[bytes, None] = field(default_factory=dict)  # authors in the parts of a vector so far
     proofs_given: bytes = b""  # the digest of its proofs when it was given ours
+    next_proof: int = -1  # which of ours it was given last
     # asking
     asked: dict[bytes, int] = field(default_factory=dict)  # authors asked for, and how many entries of each we had
     patience: float = 0.0  # when the question counts as lost

@@ -28,7 +28,6 @@ from protocols.entries import Row, Run
 from protocols.identity import PeerId, peer_text
 from protocols.ledger import Ledger
 from protocols.limits import Limits
-from protocols.links import Link, State
 from protocols.messages import Equivocation, Part, Prune, Runs, Standing, Vector
 from protocols.scalar_frames import ROWS_MAX, RUNS_HEADER_BYTES, run_bytes, runs_frames
 from protocols.sides import Side
@@ -42,13 +41,11 @@ BRISK_S = 1.0  # between two standings while nobody measures: people wait for no
 
 
 class Spreading:
-    """The talk of one node about its ledger. `sides`: by active peer; `links`: the core's table."""
+    """The talk of one node about its ledger. `sides`: by active peer."""
 
-    def __init__(
-        self, ledger: Ledger, me: PeerId, limits: Limits, sides: Mapping[PeerId, Side], links: Mapping[PeerId, Link]
-    ) -> None:
+    def __init__(self, ledger: Ledger, me: PeerId, limits: Limits, sides: Mapping[PeerId, Side]) -> None:
         self._own = ledger.tag(me)
-        self._ledger, self._limits, self._sides, self._links = ledger, limits, sides, links
+        self._ledger, self._limits, self._sides = ledger, limits, sides
         self._parents: dict[PeerId, PeerId] = {}  # who pushed an author's newest run to us first
         self._prints: deque[tuple[bytes, bytes]] = deque(maxlen=PRINTS_KEPT)
         self._strange: tuple[PeerId, bytes] | None = None  # whose other state was reported last, and of which ledger
@@ -86,17 +83,20 @@ class Spreading:
             self.copies += 1
             if self._parents.get(run.author, peer) != peer and turn.now >= side.pruned.get(tag, float("-inf")) + PRUNE_AGAIN_S:
                 side.pruned[tag] = turn.now
-                side.lazy[tag] = None
-                turn.send(peer, Prune(tag))
+                side.lazy[tag] = side.to_prune[tag] = None
 
-    def on_prune(self, side: Side, tag: bytes) -> None:
-        """It gets this author's runs from others sooner."""
-        if self._ledger.author_of(tag) is not None:
-            side.lazy[tag] = None
+    def on_prune(self, side: Side, tags: Iterable[bytes]) -> None:
+        """It gets these authors' runs from others sooner."""
+        for tag in tags:
+            if self._ledger.author_of(tag) is not None:
+                side.lazy[tag] = None
 
     def flush(self, turn: Turn) -> None:
         """Send what this turn has brought for each."""
         for side in self._sides.values():
+            tags, side.to_prune = tuple(side.to_prune), {}
+            for at in range(0, len(tags), self._limits.ask_items_max):
+                turn.send(side.link.peer, Prune(tags[at : at + self._limits.ask_items_max]))
             runs, side.out = side.out, []
             for group in runs_frames(runs, self._limits):
                 if not side.pushes.take(turn.now):
@@ -173,8 +173,7 @@ class Spreading:
         self._compare_states(side, standing, turn)
         if standing.proofs != self._ledger.proofs_digest and side.proofs_given != standing.proofs:
             side.proofs_given = standing.proofs
-            for proof in self._ledger.proofs:
-                turn.send(side.link.peer, Equivocation(proof))
+            self._give_proofs(side, turn)
         if standing.ledger == self._ledger.digest:
             side.compared = True
             side.ahead.clear()
@@ -255,10 +254,19 @@ class Spreading:
 
     # --- proofs -----------------------------------------------------------------------------------------------------------
 
-    def spread_proof(self, message: Equivocation, source: PeerId | None, turn: Turn) -> None:
-        """Tell everybody, over every open link, who was caught."""
+    def _give_proofs(self, side: Side, turn: Turn) -> None:
+        """Tell it whom we know to have been caught: as many as it may be told, beginning behind those of the last time."""
+        proofs = self._ledger.proofs
+        for _ in proofs:
+            if not side.pushes.take(turn.now):
+                return
+            side.next_proof = (side.next_proof + 1) % len(proofs)
+            turn.send(side.link.peer, Equivocation(proofs[side.next_proof]))
+
+    def spread_proof(self, message: Equivocation, source: Side | None, turn: Turn) -> None:
+        """Tell everybody who was caught; whoever can't be told now learns it when standings are compared."""
         author = message.proof.one.author
         turn.report(Kind.FORKED, author, f"{peer_text(author)} signed two things of one step: what follows is void")
-        for link in self._links.values():
-            if link.state is State.OPEN and link.peer != source:
-                turn.send(link.peer, message)
+        for side in self._sides.values():
+            if side is not source and side.pushes.take(turn.now):
+                turn.send(side.link.peer, message)

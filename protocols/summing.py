@@ -86,7 +86,7 @@ class Summing:
             self._ask(Job.ADOPTING, Adopt(self.adopt), turn)
         elif self._retract:
             self._apply(turn)
-        elif self.cut:
+        elif self._cut_ready:
             self._ask(Job.COMPACTING, Compact(self.cut, self._tail()), turn)
         elif self._probe_next and self._may_probe(turn.now):
             self._probe(turn)
@@ -147,6 +147,7 @@ class Summing:
         if cut:
             self._counts = {mark.author: mark.count for mark in cut}
             self._retract.clear()
+            self.cut = ()
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
@@ -179,6 +180,17 @@ class Summing:
     def _print_wanted(self) -> bool:
         """Whether the sum is another. With unsaid entries of ours in it, its hash would tell others nothing."""
         return self.printed != self._ledger.digest and not self._ledger.unsaid
+
+    @property
+    def _cut_ready(self) -> bool:
+        """Whether all below the cut is in the sum. A cut of entries that are void by now is forgotten."""
+        try:
+            same = all(self._ledger.mark_at(mark.author, mark.count) == mark for mark in self.cut)
+        except ValueError:
+            same = False
+        if not same:
+            self.cut = ()
+        return bool(self.cut) and all(mark.count <= self._counts.get(mark.author, 0) for mark in self.cut)
 
     def _tail(self) -> tuple[Span, ...]:
         """What is in the sum above the cut."""

@@ -252,6 +252,7 @@ def scalar_tables(core: Core) -> dict[str, tuple[int, int]]:
         "beyond": (most("beyond"), authors),
         "forked": (most("forked"), limits.ask_items_max),
         "out": (most("out"), 0),
+        "to prune": (most("to_prune"), 0),
         "asked of all": (len(scalars.asking._asked), limits.ask_items_max * limits.active_view_max),
         "parents": (len(scalars.spreading._parents), authors),
         "heard": (len(scalars.cuts._heard), authors),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 
@@ -13,6 +17,7 @@ from protocols.messages import Part, Runs
 from protocols.wire import encode
 from tests.core_harness import identity
 from tests.scalar_swarm import Disk, ScalarSwarm, scalar_core, signed, some_codes
+from tests.tidy import ROOT
 
 
 def swarm_of(count: int, *, seed: int = 1, loss: float = 0.0, **options: object) -> ScalarSwarm:
@@ -53,6 +58,40 @@ def test_two_halves_that_went_on_alone_become_one_and_nothing_is_lost() -> None:
     said = {key for key in swarm.said if key[0] == identity(0).peer}
     assert swarm.status(0).entries == len(swarm.said) > max(before) + 1000
     assert len(said) == swarm.status(0).own_steps
+
+
+TRACE = """
+from tests.test_scalars import trace_of_a_run
+print(trace_of_a_run())
+"""
+
+
+def trace_of_a_run() -> str:
+    """A hash over every effect of a small swarm that loses frames, is cut in two, and has a liar."""
+    swarm = swarm_of(5, loss=0.1, run_entries=16, run_s=0.5)
+    swarm.trace = []
+    swarm.run(5)
+    swarm.part((0, 1), (2, 3, 4))
+    swarm.liars.add(9)
+    swarm._number[identity(9).peer] = 9
+    for number, name in ((0, "a"), (2, "b")):
+        run = signed(9, 0, some_codes(16, name))
+        swarm.at(swarm.now, number, ev.Frame(identity(number + 1).peer, encode(Runs((run,), Part.NEWS))))
+    swarm.run(5)
+    swarm.heal()
+    swarm.run(10)
+    return sha256("\n".join(map(repr, swarm.trace)).encode()).hexdigest()
+
+
+def test_same_seed_same_effects_whatever_the_hash_seed() -> None:
+    def run(hash_seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", TRACE], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert run("1") == run("4242")
 
 
 def test_nobody_probes_while_paused_and_everything_is_said() -> None:

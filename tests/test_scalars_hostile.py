@@ -90,7 +90,7 @@ class Liars:
             case 2:
                 return Ask(tuple((self.tag(), self.number()) for _ in range(1 + draw.randrange(8))))
             case 3:
-                return Prune(self.tag())
+                return Prune(tuple(self.tag() for _ in range(1 + draw.randrange(5))))
             case 4:
                 one, other = (signed(100 + draw.randrange(5), 0, some_codes(16, draw.random())) for _ in range(2))
                 return Equivocation(Proof(one, other))
@@ -197,7 +197,7 @@ def test_a_question_is_answered_in_bounded_pieces_and_un_prunes() -> None:
     scalars = bench.core._scalars
     assert scalars is not None
     tag = scalars.ledger.tag(identity(9).peer)
-    bench.say(2, Prune(tag))
+    bench.say(2, Prune((tag,)))
     bench.say(1, Runs((signed(9, 1024 * 400, some_codes(16, "x")),), Part.NEWS))
     assert not bench.said(2)
     bench.say(2, Ask(((tag, 0), (bytes(16), 0))))

@@ -225,7 +225,7 @@ anything = st.one_of(
     st.builds(m.Vector, st.lists(rows, max_size=20).map(tuple), flags, flags),
     st.builds(m.Ask, st.lists(st.tuples(half, counts), min_size=1, max_size=LAPTOP.ask_items_max).map(tuple)),
     st.builds(m.Runs, st.lists(runs, min_size=1, max_size=20).map(tuple), st.sampled_from(m.Part)),
-    st.builds(m.Prune, half),
+    st.builds(m.Prune, st.lists(half, min_size=1, max_size=64).map(tuple)),
     st.builds(m.Equivocation, st.builds(Proof, runs, runs)),
     st.builds(m.Floor, counts, st.lists(half, min_size=1, max_size=30).map(tuple), places),
     st.just(m.SnapshotAsk()),

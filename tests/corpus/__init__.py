@@ -179,13 +179,16 @@ def _scalars() -> Iterator[tuple[str, bytes]]:
     whole_after = {
         "vector": (3, 44),
         "ask 255": (2, 22),
+        "prune": (2, 16),
         "floor": (10 + 3 * 16, 38),
     }  # shorter by whole items it is another message
     for name in ("standing", "vector", "ask 255", "runs", "prune", "equivocation", "floor", "snapshot offer"):
         whole = encode(frames()[name])
         start, item = whole_after.get(name, (len(whole), 1))
         for length in range(2, len(whole)):
-            means_something = length >= start and (length - start) % item == 0 and (name, length) != ("ask 255", start)
+            means_something = (
+                length >= start and (length - start) % item == 0 and (name, length) not in (("ask 255", 2), ("prune", 2))
+            )
             if not means_something and (name != "runs" or length not in _RUN_ENDS):
                 yield f"{name} truncated to {length}", whole[:length]
         yield f"{name} with trailing byte", whole + b"\x00"

@@ -110,7 +110,7 @@ def _scalars() -> dict[str, Message]:
         "standing at the end": Standing(bytes(16), last, bytes(16), bytes(16), bytes(16), graft=False),
         "vector": Vector(rows, more=True, answer=False),
         "vector of nothing": Vector((), more=False, answer=True),
-        "prune": Prune(tags[0]),
+        "prune": Prune(tags),
         "equivocation": Equivocation(Proof(runs[1], runs[2])),
         "floor": Floor(1, tags, (Place(tags[0], 256, tags[1]), Place(tags[1], last, tags[2]))),
         "floor of nothing": Floor(last, tags[:1], ()),
