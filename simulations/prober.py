@@ -63,6 +63,7 @@ class Prober:
         self.pupil = pupil
         self._host, self._disk, self._world, self._pace = host, disk, world, pace
         self._apply_s, self._fsync_s = apply_s, fsync_s
+        self.adopted = 0  # snapshots put in the place of the sum
         self._busy = False
         self._made = b""  # the newest snapshot compacted or adopted
         if disk.snapshot:
@@ -113,6 +114,7 @@ class Prober:
         except ValueError as error:
             return Adopted((), str(error))
         self._made = data
+        self.adopted += 1
         return Adopted(cut)
 
     # --- the disk -----------------------------------------------------------------------------------------------------
