@@ -167,7 +167,7 @@ class Simulation:
                 world.at(one.at, partial(self._take_away, one))
         if scenario.partition_for_s:
             world.at(scenario.partition_s, self._part)
-        if scenario.quiet_s:
+        if scenario.quiet_s and self.ledgers is not None:
             world.at(scenario.seconds - scenario.quiet_s, self._pause)
         if scenario.loss:
             lift = self.rules.add(loss(scenario.loss, world.randomness("loss")))
@@ -236,7 +236,8 @@ class Simulation:
     @property
     def _quiet(self) -> bool:
         """Whether nobody measures anything any more."""
-        return bool(self.scenario.quiet_s) and self.world.now >= self.scenario.seconds - self.scenario.quiet_s
+        pause_s = self.scenario.quiet_s if self.ledgers is not None else 0.0
+        return pause_s > 0 and self.world.now >= self.scenario.seconds - pause_s
 
     def _pause(self) -> None:
         """From now on nobody measures anything."""

@@ -103,3 +103,10 @@ def test_a_seed_is_a_run_whatever_the_hash_seed() -> None:
     assert traces[0] == traces[1]
     other = run(build({**WILD, "seed": 2}))
     assert other.trace_hash != traces[0].split()[0]
+
+
+def test_a_scenario_of_models_knows_no_pause() -> None:
+    result = run(small(protocol="models", seconds=3.0, quiet_s=1.0, grace_s=3.0, same_init=False))
+    assert result.ok, result.violations
+    assert result.scalars is None
+    assert "scalars" not in result.document()
