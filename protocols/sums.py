@@ -39,6 +39,7 @@ BITSLICES_MIN = 60_000  # parameters; below, `limbs` is faster: measured equal a
 # that much behind it: parameters times entries, where an entry costs its cipher's set-up too, as much as 30,000 parameters.
 COMPILED_PAYS = 10**10
 SETUP = 30_000
+LIMBS_COST = 5  # what a parameter costs `limbs`, where it costs `bitslices` 1
 
 
 class _Spent:
@@ -81,7 +82,8 @@ class Sums:
 
     def _add(self, keys: Sequence[bytes], weights: NDArray[np.int64]) -> None:
         values = self.values
-        if values.device.type == "cpu" and (fast := _compiled_when_it_pays(len(keys) * (values.numel() + SETUP))):
+        cost = SETUP + values.numel() * (1 if values.numel() >= BITSLICES_MIN else LIMBS_COST)
+        if values.device.type == "cpu" and (fast := _compiled_when_it_pays(len(keys) * cost)):
             fast(values.numpy(), keys, weights)
         elif len(keys) <= ONE_BY_ONE:
             size = PIECE if values.device.type == "cpu" else DIGEST_BLOCK
