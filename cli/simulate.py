@@ -126,7 +126,16 @@ def _row(label: str, result: Result) -> list[str]:
 def _summary(label: str, result: Result) -> str:
     rate = result.events / max(result.wall_seconds, 1e-9)
     return (
-        f"{label}: {count(result.nodes)} nodes, {count(result.merges)} merges, {count(len(result.isolated))} isolated, "
+        f"{label}: {count(result.nodes)} nodes, {_exchanged(result)}, {count(len(result.isolated))} isolated, "
         f"{count(len(result.violations))} violations; {result.virtual_seconds:g} virtual s in {result.wall_seconds:.1f} s, "
         f"{count(result.events)} events ({rate:,.0f} per second); seed {result.scenario.seed}, trace {result.trace_hash[:16]}"
     )
+
+
+def _exchanged(result: Result) -> str:
+    """What nodes learned from each other by."""
+    ending = result.scalars
+    if ending is None:
+        return f"{count(result.merges)} merges"
+    paid = "" if ending.bytes_per_gradient is None else f" of {ending.bytes_per_gradient:.2f} bytes per link"
+    return f"{count(ending.entries)} gradients{paid} ({count(ending.lost)} lost, {count(ending.ledgers)} ledgers at the end)"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocols.effects import Effect, Log, Send
 from protocols.entries import Run, Span
@@ -50,14 +50,12 @@ class Ending:
     bytes_per_gradient_wire: float | None = None
 
 
-def per_link(sent: int, frames: int, entries: float) -> dict[str, float]:
-    """Bytes per gradient: `sent` bytes in `frames`, over `entries` times the links that each had to cross."""
+def per_link(ending: Ending, sent: int, frames: int, entries: float) -> Ending:
+    """With bytes per gradient: `sent` bytes in `frames`, over `entries` times the links that each had to cross."""
     if not entries:
-        return {}
-    return {
-        "bytes_per_gradient": round(sent / entries, 3),
-        "bytes_per_gradient_wire": round((sent + frames * FRAMING_BYTES) / entries, 3),
-    }
+        return ending
+    wire = round((sent + frames * FRAMING_BYTES) / entries, 3)
+    return replace(ending, bytes_per_gradient=round(sent / entries, 3), bytes_per_gradient_wire=wire)
 
 
 @dataclass(slots=True)

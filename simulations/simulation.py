@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -341,7 +341,7 @@ class Simulation:
             ledgers.promise(now, ending)
         paid = [node.core.snapshot(now).scalars for node in self.nodes.values()]
         links = sum(one.link_entries for one in paid if one is not None) / 2  # a link has two ends
-        return replace(ending, **per_link(self.network.bytes, self.network.messages, links))
+        return per_link(ending, self.network.bytes, self.network.messages, links)
 
     def _components(self, living: list[tuple[Node, Snapshot]]) -> int:
         """Parts of the graph of active links between live nodes, not counting parts of nodes too young to have some."""
