@@ -28,9 +28,8 @@ Entry = tuple[bytes, int]  # direction key, integer weight
 Compiled = Callable[[NDArray[np.int32], Sequence[bytes], NDArray[np.int64]], None]
 
 DIGEST_BYTES = 16
-GROUP = (
-    2048  # entries added in one pass over the parameters: what is known of each takes 300 bytes, half a second-level cache in all
-)
+# entries added in one pass over the parameters: what is known of each takes 300 bytes, half a second-level cache in all
+GROUP = 2048
 DIGEST_BLOCK = 1 << 22  # parameters hashed together: what is copied at a time from a GPU, 16 MiB
 PIECE = 1 << 18  # parameters moved at a time for a single entry: what that takes stays in a cache, and is no second sum
 ONE_BY_ONE = 4  # entries; measured: up to so many, preparing to add them together costs more than it saves
