@@ -295,7 +295,7 @@ class Simulation:
         living, scenario, now = self._living(), self.scenario, self.world.now
         alone = isolated(((node.index, now - node.born, seen) for node, seen in living), scenario.grace_s)
         parts = self._components(living)
-        for index in alone:
+        for index in alone if scenario.nodes > 1 else ():
             self.checks.violated(now, index, "L1", "ends without an active peer")
         if parts - len(alone) > 1:
             self.checks.violated(now, None, "L1", f"the overlay ends in {parts} parts")
