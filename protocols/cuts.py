@@ -44,12 +44,18 @@ class Cuts:
         self._floor: dict[PeerId, int] = {}
         self._tags: dict[bytes, None] = {}  # who contributed
         self._changed_at = self._done_at = self._now = now
+        self.rebased()
         self._heard = dict.fromkeys(ledger.authors, now)  # when an author's newest entries came
 
     @property
     def above(self) -> int:
         """Entries that are held one by one."""
-        return self._ledger.entries - sum(self._bases().values())
+        return self._ledger.entries - self._below
+
+    def rebased(self) -> None:
+        """The ledger begins elsewhere."""
+        self._bases = {mark.author: mark.count for mark in self._ledger.cut}
+        self._below = sum(self._bases.values())
 
     def heard(self, author: PeerId, now: float) -> None:
         """There is something new of `author`."""
@@ -86,9 +92,6 @@ class Cuts:
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
-    def _bases(self) -> dict[PeerId, int]:
-        return {mark.author: mark.count for mark in self._ledger.cut}
-
     @property
     def _full(self) -> bool:
         return self._ledger.held >= self._limits.ledger_bytes_max * 3 // 4 and self.above >= BLOCK
@@ -108,7 +111,7 @@ class Cuts:
         if self.hurdle or self._done or tag in self._tags:
             return
         ours = {author: count - count % BLOCK for author, count in self._ledger.counts().items() if count >= BLOCK}
-        bases = self._bases()
+        bases = self._bases
         most = sorted(ours, key=lambda author: (bases.get(author, 0) - ours[author], author))[: self._limits.floor_rows_max]
         self._floor = {author: ours[author] for author in most}
         self._tags = {tag: None}
@@ -131,7 +134,7 @@ class Cuts:
 
     def _cut(self, floor: Mapping[PeerId, int]) -> tuple[Mark, ...]:
         """The cut at `floor`, unless it is hardly above the last one."""
-        counts, bases = self._ledger.counts(), self._bases()
+        counts, bases = self._ledger.counts(), self._bases
         wanted = {author: min(count, counts.get(author, 0)) // BLOCK * BLOCK for author, count in floor.items()}
         gain = sum(max(0, count - bases.get(author, 0)) for author, count in wanted.items())
         return self._ledger.cut_at(wanted) if gain >= min(self._limits.cut_entries_min // GAIN_SHARE, self.above // 2) > 0 else ()
