@@ -114,7 +114,7 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @with_model
 def test_the_head_is_what_its_maker_makes() -> None:
     """To a unit: machines differ in the last bits of a float, so what all start from is a file."""
-    stored = Top().head.weight[1] / sentiment.HEAD_UNIT
+    stored = Top().head.weight[1] * sentiment.HEAD_GAIN / sentiment.HEAD_UNIT
     assert (stored - made_head()).abs().max() <= 1
     assert stored.abs().max() > 20
 
@@ -124,7 +124,7 @@ def test_the_top_on_the_frozen_blocks_is_the_whole_model() -> None:
     data, whole = Sentences([PRAISE, BLAME], torch.tensor([1, 0])), pretrained()
     with torch.no_grad():
         scores = Top().eval()(Samples(data, torch.device("cpu")).take([0, 1])[0])
-        praise = mean(whole(tokenise([PRAISE, BLAME]))) @ Top().head.weight[1]
+        praise = mean(whole(tokenise([PRAISE, BLAME]))) @ Top().head.weight[1] * sentiment.HEAD_GAIN
     assert torch.allclose(scores[:, 1], praise, atol=5e-3)  # what the frozen blocks make is kept in half precision
     assert torch.equal(scores[:, 0], -scores[:, 1])
     assert scores.argmax(1).tolist() == [1, 0]  # knows before it has learned

@@ -36,7 +36,9 @@ SPLIT_SEED = 0
 PRAISE, BLAME = "a great movie .", "a terrible movie ."  # what the head tells apart before it has learned
 HEAD_SCALE = 4.0  # of its logits, where the untrained loss is lowest; measured at 2, 4, 6, 10
 HEAD_UNIT = 2.0**-7  # of its integers
-SCALARS = Recipe(lr=5e-4, epsilon=1e-3, scale=4.0)
+HEAD_GAIN = 4.0  # the head moves so many times as far as the block along a direction, and learns its square times as fast
+# Four nodes at 5e-4 unlearned in 4,000 entries what they had learned in 200: noise grows with rate times square root of entries.
+SCALARS = Recipe(lr=1.5e-4, epsilon=1e-3, scale=4.0)
 
 _SOURCE = (
     "https://raw.githubusercontent.com/dennybritz/cnn-text-classification-tf/"
@@ -57,14 +59,14 @@ class Top(nn.Module):
         self.head = nn.Linear(WIDTH, 2)
         praise = load(resources.files("p2pnode.tasks").joinpath("sentiment.safetensors").read_bytes())["head"] * HEAD_UNIT
         with torch.no_grad():
-            self.head.weight.copy_(torch.stack([-praise, praise]))
+            self.head.weight.copy_(torch.stack([-praise, praise]) / HEAD_GAIN)
             self.head.bias.zero_()
 
     def forward(self, hidden: Tensor) -> Tensor:
         real = hidden.any(2)
         longest = int(real.sum(1).max())  # padding that no sentence of the batch needs isn't computed
         hidden, real = hidden[:, :longest].to(self.head.weight.dtype), real[:, :longest]
-        scores: Tensor = self.head(mean(through(self.block, hidden, real)))
+        scores: Tensor = HEAD_GAIN * self.head(mean(through(self.block, hidden, real)))
         return scores
 
 
@@ -102,7 +104,7 @@ def sentiment(shard: Shard) -> Task:
         train_data=Sentences([sentences[index] for index in mine], labels[mine]),
         test_data=_test_data(),
         loss=cross_entropy,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.005, momentum=0.9),
         batch_size=64,
         scalars=SCALARS,
     )
