@@ -91,9 +91,9 @@ class Limits:
     entries_burst_max: float = 1 << 20  # and so many at once, after a long absence (guess: weeks at one a second)
 
     # shared-seed mode: spreading
-    standing_s: float = 10.0  # a peer is told so often what our ledger's digest is, when it has changed
-    vector_s: float = 30.0  # and so often what we have of each author, when digests differ; sooner where entries pay for it
-    vector_share: float = 0.125  # of the bytes of entries on a link: what vectors may cost beyond that
+    standing_s: float = 10.0  # a peer is told so often what our ledger's digest is, when it has changed and entries pay for it
+    vector_s: float = 30.0  # so often in any case, and so often what we have of each author, when digests differ
+    vector_share: float = 0.125  # of the bytes of entries on a link: what either may cost beyond that
     ask_items_max: int = 64  # authors asked for at once: others are asked of other peers meanwhile (guess)
     answer_frames_max: int = 16  # frames of runs in answer to one question: 190 KB; a driver queues 256
     ask_patience_s: float = 1.0  # without a frame of the answer; doubled twice at most, when one stays away (guess)

@@ -7,7 +7,7 @@ Owns what is pushed to whom, and the talk in which two active peers find out tha
   (Plumtree).
 - **Standing.** When a peer becomes active, and now and then while something changes, each says the digest of its ledger. Where
   they differ, whoever has more entries says how many of each author (`Vector`), and the other says where it is ahead, and asks
-  for what it lacks (`asking`). Vectors may cost an eighth of the bytes of entries on a link, or one each `vector_s`.
+  for what it lacks (`asking`). Either may cost an eighth of the bytes of entries on a link, or one each `vector_s`.
 - **Repair.** A run that leaves a gap is asked for at once. A link that brought news and goes down is made up for by asking the
   others to push everything again (`graft`).
 
@@ -35,6 +35,7 @@ from protocols.turn import Turn
 
 FRAME_OVERHEAD_BYTES = 40  # of a frame on the wire, about: Noise, yamux, TCP and IP
 ROW_BYTES = 44
+STANDING_BYTES = 73 + FRAME_OVERHEAD_BYTES
 PRINTS_KEPT = 16  # of our own hashes, to compare with those of peers who are a little ahead or behind (guess)
 PRUNE_AGAIN_S = 5.0  # a prune that was lost is said again (guess)
 BRISK_S = 1.0  # between two standings while nobody measures: people wait for nodes to agree
@@ -70,6 +71,7 @@ class Spreading:
     def came(self, side: Side, run: Run, part: Part, *, new: bool, turn: Turn) -> None:
         """`side` has sent this run, which was new here or not."""
         tag, ours = self._ledger.tag(run.author), self.count(run.author)
+        side.entry_bytes += run_bytes(run)
         if run.author not in self._ledger.voided:
             side.notes(tag, run.first + run.count, ours, self._limits)
         if part is not Part.NEWS:
@@ -133,7 +135,10 @@ class Spreading:
             return float("-inf")
         if side.said == standing and heard is not None and (heard.ledger, heard.proofs) == (standing.ledger, standing.proofs):
             return float("inf")
-        return side.said_at + (BRISK_S if self.brisk else self._limits.standing_s)
+        if self.brisk:
+            return side.said_at + BRISK_S
+        paid = side.entry_bytes * self._limits.vector_share >= STANDING_BYTES or not side.compared
+        return side.said_at + (self._limits.standing_s if paid else self._limits.vector_s)
 
     def tick(self, turn: Turn) -> None:
         """Say how things stand, to whom it is time."""
@@ -142,6 +147,7 @@ class Spreading:
             if turn.now >= self._due(side, standing):
                 turn.send(side.link.peer, replace(standing, graft=side.graft))
                 side.said, side.said_at = standing, turn.now
+                side.entry_bytes = max(0.0, side.entry_bytes - STANDING_BYTES / self._limits.vector_share)
                 side.hurry = side.graft = False
 
     @property
