@@ -50,9 +50,9 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
         accuracies = [point["accuracy_mean"] for point in one["series"]]
         left.plot([point["steps"] * one["nodes"] for point in one["series"]], accuracies, color=colour, label=label)
         if one["bytes"]:
-            right.plot([max(point["bytes"], 1) / 1e6 for point in one["series"]], accuracies, color=colour, label=label)
+            right.plot([point["bytes"] / 1e6 for point in one["series"][1:]], accuracies[1:], color=colour, marker=".")
     left.set(xlabel="probes of all nodes (models: SGD steps)", ylabel="test accuracy", ylim=(0, 1), xlim=(0, 35_000))
-    right.set(xlabel="MB sent by all nodes", xscale="log", xlim=(0.02, 40))
+    right.set(xlabel="MB sent by all nodes", xscale="log", xlim=(0.05, 50))
     left.set_title("Fashion-MNIST negatives, CNN of 9,226 parameters, 8 nodes", loc="left", fontsize=9)
     for axes in (left, right):
         axes.grid(alpha=0.25)
