@@ -8,8 +8,9 @@ Owns what is pushed to whom, and the talk in which two active peers find out tha
 - **Standing.** When a peer becomes active, and now and then while something changes, each says the digest of its ledger. Where
   they differ, whoever has more entries says how many of each author (`Vector`), and the other says where it is ahead, and asks
   for what it lacks (`asking`). Either may cost an eighth of the bytes of entries on a link, or one each `vector_s`.
-- **Repair.** A run that leaves a gap is asked for at once. A link that brought news and goes down is made up for by asking the
-  others to push everything again (`graft`).
+- **Repair.** A run that leaves a gap is asked for at once. When a link goes down, the authors whose news it brought
+  are asked of others, who push them from then on; who is fed by nobody asks for everything (`graft`). A new link between two who
+  are fed begins lazy.
 
 Must never push faster than a peer may be talked to: what is over goes unsaid, and is asked for. A fork, a proof and the
 comparison of states travel along. Sources: Leitão, Pereira, Rodrigues 2007 (Plumtree: Epidemic Broadcast Trees); Demers et al.
