@@ -6,9 +6,15 @@ union of contributors, the minimum of counts), so they need no order. When every
 within `away_s_max`, and the floor has stood still for a while, entries below it are *cut*: compacted into a snapshot and
 forgotten. So nobody who contributed ever needs a snapshot. Who was away for longer does.
 
-Owns the epoch, the floor and who contributed. Floors aren't signed: a liar can hold cuts back, until a node holds
-`ledger_bytes_max` and cuts alone, or make an epoch end without somebody, who then returns by snapshot. It can't take anything
-from anybody: no node cuts what it doesn't hold itself, with the very hash that it holds.
+Cuts must not cross: if each of two halves cut what the other lacks, neither could take the other's snapshot without losing what
+it has cut itself, and they would stay apart for good. So a cut takes the word of more than half of all authors heard of within
+`gone_s_max`, whatever else: of two such cuts one has heard from somebody who contributed to the other. A half that is no
+majority keeps its entries one by one until half of `ledger_bytes_max`; then it measures no more, and loses nothing: the other
+half of the room is for what the others have found meanwhile. Whoever has used a quarter waits for nobody but that majority.
+
+Owns the epoch, the floor and who contributed. Floors aren't signed: a liar can hold cuts back, or make an epoch end without
+somebody, who then returns by snapshot; one who names contributors that it made up can make cuts cross. It can't take anything
+from anybody who is there: no node cuts what it doesn't hold itself, with the very hash that it holds.
 
 Idea: causal stability (Baquero, Almeida, Shoker 2014); minimum by gossip (Kempe, Dobra, Gehrke 2003).
 """
@@ -27,6 +33,7 @@ from protocols.sides import Side
 from protocols.turn import Turn
 
 GAIN_SHARE = 4  # a cut that gains less than a quarter of what an epoch is begun for isn't worth a snapshot (guess)
+FULL_SHARE = 4  # a quarter of the room is used: time to cut with a majority alone (guess)
 EXPIRED_S = 1.0  # somebody's time is over for certain
 EPOCH_LEAP = 1 << 16  # further than this no message takes us: the last epoch that a frame can name stays out of reach
 
@@ -66,9 +73,6 @@ class Cuts:
     def tick(self, turn: Turn) -> tuple[Mark, ...]:
         """Begin an epoch, contribute, tell others. Returns the cut that is to be made now, if any."""
         self._now = turn.now
-        if self._full:
-            self._done_at = turn.now
-            return self._cut({author: count for author, count in self._ledger.counts().items() if author != self._me})
         if self._may_begin and turn.now >= self._done_at + self._limits.cut_s_min:
             self._enter(self.epoch + 1, turn.now)
         self._contribute(turn.now)
@@ -94,11 +98,11 @@ class Cuts:
 
     @property
     def _full(self) -> bool:
-        return self._ledger.held >= self._limits.ledger_bytes_max * 3 // 4 and self.above >= BLOCK
+        return self._ledger.held >= self._limits.ledger_bytes_max // FULL_SHARE and self.above >= BLOCK
 
     @property
     def _may_begin(self) -> bool:
-        return self._done and self.above >= self._limits.cut_entries_min
+        return self._done and (self.above >= self._limits.cut_entries_min or self._full)
 
     def _enter(self, epoch: int, now: float) -> None:
         self.epoch, self._done, self._changed_at = epoch, False, now
@@ -122,15 +126,21 @@ class Cuts:
         for side in self._sides.values():
             side.floor_dirty = True
 
-    def _required(self, now: float) -> set[PeerId]:
-        """Who has to contribute."""
-        alive = {author for author, at in self._heard.items() if now <= at + self._limits.away_s_max}
-        return {one for one in alive | set(self._sides) if one not in self._ledger.voided and one not in self._barred}
+    def _heard_within(self, seconds: float, now: float) -> set[PeerId]:
+        """Authors of whom there was something new so lately, and ourselves."""
+        return self._honest({author for author, at in self._heard.items() if now <= at + seconds} | {self._me})
+
+    def _honest(self, peers: set[PeerId]) -> set[PeerId]:
+        """But for those whom nobody waits for."""
+        return {one for one in peers if one not in self._ledger.voided and one not in self._barred}
 
     def _complete(self, now: float) -> bool:
-        if self._done or len(self._tags) < 2:
+        """Whether enough have contributed: more than half of all, and everybody who is about, unless we are full."""
+        voters, tag = self._heard_within(self._limits.gone_s_max, now), self._ledger.tag
+        if self._done or len(self._tags) < 2 or 2 * sum(tag(one) in self._tags for one in voters) <= len(voters):
             return False
-        return all(self._ledger.tag(one) in self._tags for one in self._required(now) | {self._me})
+        present = self._heard_within(self._limits.away_s_max, now) | self._honest(set(self._sides))
+        return self._full or all(tag(one) in self._tags for one in present)
 
     def _cut(self, floor: Mapping[PeerId, int]) -> tuple[Mark, ...]:
         """The cut at `floor`, unless it is hardly above the last one."""

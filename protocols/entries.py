@@ -59,8 +59,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What somebody has of one author, named by its tag (16 bytes): `count` entries, `base` of them compacted; `head`: 16 bytes of
-    the hash of them all."""
+    """What somebody has of one author, named by its tag (16 bytes).
+
+    `count` entries, `base` of them compacted; `head`: 16 bytes of the hash of them all.
+    """
 
     tag: bytes
     base: int

@@ -25,8 +25,8 @@ Who has compacted further than we have entries, or differs from us and has compa
 (MISSING), a snapshot (BELOW), or an earlier proof, which the runs of the other contain (FORKED).
 
 That rests on cuts that don't contradict each other, which is for the caller to hold: of any two that honest nodes make, one has
-at least as many entries of *every* author as the other. Two halves of a swarm that each cut alone break this; if a cut takes
-the word of more than half of those who made the last one, it can't happen.
+at least as many entries of *every* author as the other. Two halves of a swarm that each cut alone would break this; `cuts` has
+a cut take the word of more than half.
 
 **Our own log.** Entries are there unsigned (`own`): in the sum, but in nothing that others see until they are signed (`sign`),
 which the caller does once they are durable. If peers know more of our log than we do (our disk was rolled back), `compare` says

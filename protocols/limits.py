@@ -86,7 +86,7 @@ class Limits:
     # shared-seed mode: the ledger
     run_entries_max: int = 1024  # signed together: four bytes each at most, so that a proof of two runs fits into a frame
     ledger_authors_max: int = 4096  # whose entries are kept: a bound on what strangers' keys can grow (guess)
-    ledger_bytes_max: int = 64 << 20  # of runs held above the cut; at that, a node compacts alone (weeks of one node's entries)
+    ledger_bytes_max: int = 64 << 20  # of runs held above the cut; at that, a node takes and measures no more (years of one's)
     entries_per_s_max: float = 1000.0  # of one author: a small model probes a few hundred times a second
     entries_burst_max: float = 1 << 20  # and so many at once, after a long absence (guess: weeks at one a second)
 
@@ -109,6 +109,7 @@ class Limits:
     # shared-seed mode: cuts and snapshots
     cut_entries_min: int = 1 << 16  # entries above the cut that are worth a new one: what a newcomer has to apply at most, about
     away_s_max: float = 3600.0  # an author silent for longer doesn't hold the cut back, and returns by snapshot (guess)
+    gone_s_max: float = 604_800.0  # a cut takes more than half of the authors heard of within this time: a week (guess)
     cut_s_min: float = 60.0  # between two cuts, whatever comes in (guess)
     floor_s: float = 5.0  # between two words on the floor to the same peer; a floor that stands for two of them counts (guess)
     floor_rows_max: int = 160  # authors in a floor: those with most to compact

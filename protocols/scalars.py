@@ -52,6 +52,7 @@ from protocols.transfer import Transfers
 from protocols.turn import Turn
 
 LAG_SHARE = 10  # at most a tenth of our time is spent listening instead of measuring, whatever peers say that we lack (guess)
+MEASURED_SHARE = 2  # half of the room for entries is kept for what others find, so that two halves of a swarm can come together
 
 
 class Scalars:
@@ -323,7 +324,8 @@ class Scalars:
         self.cuts.hurdle = self.returning.busy or listening
         me = self._identity.peer
         doubt = me in self.ledger.voided or self.asking.lacks_author(me)
-        self.summing.held = doubt or self.cuts.hurdle or self.ledger.held >= self._limits.ledger_bytes_max
+        full = self.ledger.held >= self._limits.ledger_bytes_max // MEASURED_SHARE
+        self.summing.held = doubt or self.cuts.hurdle or full
 
     def tick(self, turn: Turn) -> None:
         """Whatever it is time for."""

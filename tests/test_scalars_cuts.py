@@ -121,13 +121,34 @@ def test_a_lying_floor_takes_nothing_from_anybody() -> None:
     assert swarm.status(0).entries == len(swarm.said), "everything that was ever said is in the sum"
 
 
-def test_a_node_that_is_full_cuts_alone() -> None:
+def test_a_swarm_that_is_full_cuts_without_those_who_are_away() -> None:
     limits = replace(LIMITS, cut_entries_min=1 << 30, ledger_bytes_max=100_000)
-    swarm = swarm_of(3, limits=limits)
+    swarm = swarm_of(4, limits=limits)
+    swarm.run(5)
+    swarm.crash(3)
     for _ in range(10):
         swarm.run(10)
         assert max(one.held for one in swarm.statuses()) <= 1.1 * limits.ledger_bytes_max
-    assert all(one.cut_entries > 0 for one in swarm.statuses())
+    assert all(swarm.status(i).cut_entries > 0 for i in (0, 1, 2))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_halves_that_are_apart_for_long_lose_nothing(full: bool) -> None:
+    limits = replace(LIMITS, away_s_max=20.0, **({"ledger_bytes_max": 60_000, "cut_entries_min": 1 << 30} if full else {}))
+    swarm = ScalarSwarm({i: scalar_core(i, limits=limits, run_entries=32, run_s=1.0) for i in range(4)})
+    swarm.join()
+    swarm.run(10)
+    before = [one.cut_entries for one in swarm.statuses()]
+    swarm.part((0, 1), (2, 3))
+    swarm.run(120)
+    assert [one.cut_entries for one in swarm.statuses()] == before, "neither half is more than half"
+    swarm.heal()
+    swarm.run(60)
+    swarm.pause()
+    swarm.settle(60)
+    assert len({one.ledger for one in swarm.statuses()}) == 1
+    assert swarm.status(0).entries == len(swarm.said), "what either half has learned is in the sum of all"
+    assert all(one.cut_entries > 0 for one in swarm.statuses()), "and together they cut again"
 
 
 def test_a_snapshot_that_cannot_be_used_is_not_asked_for_again() -> None:
