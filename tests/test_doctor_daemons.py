@@ -219,7 +219,11 @@ def test_what_a_daemon_says_of_its_parts() -> None:
     ledger = [finding for finding in findings if finding.id == "ledger"]
     assert [finding.level for finding in ledger] == [Level.FAIL, Level.FAIL, Level.WARN]
     assert "2 times a peer with the same gradients had other bits" in ledger[1].text
-    says(named(list(check_running({"scalars": {"authors": 4, "missing": 7}})), "ledger"), Level.OK, "gradients of 4 nodes, 7 missing")
+    says(
+        named(list(check_running({"scalars": {"authors": 4, "missing": 7}})), "ledger"),
+        Level.OK,
+        "gradients of 4 nodes, 7 missing",
+    )
     behind, symmetric = (one for one in findings if one.id == "nat")
     says(behind, Level.WARN, "lets nobody in")
     says(symmetric, Level.WARN, "symmetric NAT")
