@@ -37,7 +37,8 @@ PRAISE, BLAME = "a great movie .", "a terrible movie ."  # what the head tells a
 HEAD_SCALE = 4.0  # of its logits, where the untrained loss is lowest; measured at 2, 4, 6, 10
 HEAD_UNIT = 2.0**-7  # of its integers
 HEAD_GAIN = 4.0  # the head moves so many times as far as the block along a direction, and learns its square times as fast
-# Four nodes at 5e-4 unlearned in 4,000 entries what they had learned in 200: noise grows with rate times square root of entries.
+# At 5e-4 four nodes ended worse than they began after 4,000 entries (docs/figures/README.md): noise grows with the rate times the
+# square root of the number of entries.
 SCALARS = Recipe(lr=1.5e-4, epsilon=1e-3, scale=4.0)
 
 _SOURCE = (
