@@ -25,6 +25,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.folder import prepare_folder
 
 START_S_MAX = 60.0  # for a daemon to say its address; importing libp2p takes seconds on a small board
+ENDING_S_MAX = 1.0  # from a control socket that is gone to the process being gone
 STOP_S_MAX = 4.0  # for a daemon to save and leave before it is killed; all of it stays under five seconds
 ENV_KEPT = frozenset({"P2PNODE_DATA", "P2PNODE_DEBUG"})
 ASK_S_MAX = 2.0  # for a status; a daemon that is busy longer is asked again next time
@@ -91,6 +92,8 @@ class DemoNode:
         try:
             await ask_async(self.config.data_dir, {"do": "join", "address": address}, START_S_MAX)
         except (NotRunning, TimeoutError) as error:
+            if self.ended is not None:  # its socket goes before its parent is told of its end
+                await asyncio.wait([self.ended], timeout=ENDING_S_MAX)
             self.check()
             raise DaemonEnded(str(error)) from None
 
