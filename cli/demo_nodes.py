@@ -83,7 +83,7 @@ class DemoNode:
         except TimeoutError:
             raise DaemonEnded(f"{self.config.name} did not start within {START_S_MAX:.0f} s{self._last_words()}") from None
         if not line:
-            await self.ended
+            await asyncio.wait([self.ended])  # not the task itself: cancelling us would cancel it
             self.check()
         return str(json.loads(line)["addresses"][0])
 

