@@ -274,12 +274,12 @@ class SafeListener(TCPListener):
         except OSError as error:
             self._tcp.failure = (str(maddr), error)
             raise
+        self.listeners.extend(listeners)  # ours to close from here on, also when what follows is cancelled
         if self._nursery is None:
             await self._spawn_background_task()
         assert self._nursery is not None
         for listener in listeners:
             self._nursery.start_soon(self._accept, listener)
-        self.listeners.extend(listeners)
 
     async def _accept(self, listener: trio.SocketListener) -> None:
         """Take connections for as long as the listener lives. A failed accept is the connection's end, never the listener's."""
