@@ -18,8 +18,9 @@ from cli.render import Screen, count, number, percent, size
 from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
+    from simulations.result import Result
     from simulations.scenario import Scenario
-    from simulations.simulation import Progress, Result
+    from simulations.simulation import Progress
 
 COLUMNS = ("run", "steps", "accuracy", "worst", "best", "to 50 %", "to 80 %", "bytes")  # fits 80 characters
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simulations.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from simulations.simulation import Point, Result
+    from simulations.result import Point, Result
 
 SIZE_INCHES = (7.0, 4.2)
 DOTS_PER_INCH = 144

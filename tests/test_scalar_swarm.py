@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from simulations.result import Result
 from simulations.scenario import Scenario, build, load
-from simulations.simulation import Result, Simulation, run
+from simulations.simulation import Simulation, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = range(1, 1 + int(os.environ.get("P2PNODE_SWARM_SEEDS", "1")))

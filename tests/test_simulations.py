@@ -143,7 +143,7 @@ def test_models_of_several_chunks_travel_too() -> None:
 def test_a_blob_nobody_holds_any_more_is_put_together_from_its_pieces() -> None:
     """As when an author is gone before its receiver has its model: the shared copy is only a saving."""
     simulation = Simulation(small())
-    simulation._around.library.get = lambda digest: None  # type: ignore[method-assign, assignment, misc]
+    simulation.around.library.get = lambda digest: None  # type: ignore[method-assign, assignment, misc]
     result = simulation.run()
     assert result.ok, result.violations
     assert result.trace_hash == run(small()).trace_hash

@@ -1,0 +1,122 @@
+"""What a run is judged by: looks into its nodes, points of the learning curve, and what it came to.
+
+Owns everything that is measured, and the promises for the end: nobody alone, one overlay (L1), equal ledgers (L2), accuracy. It
+must never change what it looks at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from protocols.core import Snapshot
+from simulations import topology
+from simulations.checks import isolated
+from simulations.ledger_checks import Ending, LedgerChecks, per_link
+from simulations.node import Node, Surroundings
+from simulations.result import Point, Result
+from simulations.scenario import Scenario
+from simulations.swarm import Swarm
+
+
+class Measuring:
+    """The measurements of one run, which began when this was made."""
+
+    def __init__(self, scenario: Scenario, around: Surroundings, swarm: Swarm) -> None:
+        self._scenario, self._around, self._swarm = scenario, around, swarm
+        self._began = time.perf_counter()
+        self._series: list[Point] = []
+        self._settled: float | None = None  # when all ledgers were equal for the first time after the pause
+
+    def look(self) -> None:
+        """A look into every node: its tables, and whether ledgers are equal by now."""
+        around, swarm = self._around, self._swarm
+        living, now = swarm.living(), around.world.now
+        if swarm.ledgers is not None and swarm.quiet and not self._settled:
+            equal = len({seen.scalars.ledger for _, seen in living if seen.scalars}) == 1
+            self._settled = now if equal else None
+        for node, seen in living:
+            around.checks.look(now, node.index, seen)
+            around.checks.table(now, node.index, "links", around.network.links_of(node), around.limits.links_max)
+
+    def evaluate(self) -> None:
+        """One more point of the series, unless there is one for this moment."""
+        living, now = self._swarm.living(), self._around.world.now
+        if not living or (self._series and self._series[-1].t == now):
+            return
+        accuracies = self._around.learners.accuracies([node.model() for node, _ in living])
+        steps = sum(seen.steps + (seen.scalars.own_steps if seen.scalars else 0) for _, seen in living) / len(living)
+        mean = sum(accuracies) / len(accuracies)
+        self._series.append(Point(now, self._around.network.bytes, steps, mean, min(accuracies), max(accuracies)))
+
+    def result(self) -> Result:
+        """What it came to, with what was promised for the end."""
+        around, scenario, swarm = self._around, self._scenario, self._swarm
+        world, network = around.world, around.network
+        living = swarm.living()
+        alone = isolated(((node.index, world.now - node.born, seen) for node, seen in living), scenario.grace_s)
+        parts = self._components(living)
+        self._promises(alone, parts)
+        ending = None if swarm.ledgers is None else self._ending(swarm.ledgers, living)
+        faults: Counter[str] = Counter()
+        snapshots = [node.core.snapshot(world.now) for node in swarm.nodes.values()]
+        for seen in snapshots:
+            faults.update(seen.faults)
+        return Result(
+            scenario=scenario,
+            trace_hash=world.trace_hash,
+            virtual_seconds=world.now,
+            wall_seconds=round(time.perf_counter() - self._began, 3),
+            nodes=len(living),
+            parameters=around.learners.parameters,
+            events=world.events,
+            messages=network.messages,
+            bytes=network.bytes,
+            lost=network.lost,
+            dropped=network.dropped,
+            merges=sum(seen.merges for seen in snapshots),
+            merges_refused=sum(seen.merges_refused for seen in snapshots),
+            joined=len(swarm.nodes) - scenario.nodes,
+            left=len(swarm.leaving),
+            isolated=alone,
+            components=parts,
+            faults=dict(sorted(faults.items())),
+            violations=around.checks.sentences,
+            series=list(self._series),
+            scalars=ending,
+        )
+
+    def _promises(self, alone: list[int], parts: int) -> None:
+        """L1, and the accuracy that the scenario promises."""
+        now, scenario, checks = self._around.world.now, self._scenario, self._around.checks
+        for index in alone if scenario.nodes > 1 else ():
+            checks.violated(now, index, "L1", "ends without an active peer")
+        if parts - len(alone) > 1:
+            checks.violated(now, None, "L1", f"the overlay ends in {parts} parts")
+        accuracy = self._series[-1].accuracy_mean if self._series else 0.0
+        if accuracy < scenario.target_accuracy:
+            checks.violated(now, None, "promise", f"mean accuracy ends at {accuracy:.3f}, below {scenario.target_accuracy}")
+
+    def _ending(self, ledgers: LedgerChecks, living: list[tuple[Node, Snapshot]]) -> Ending:
+        """What shared-seed mode came to; L2 where the scenario promises it."""
+        now, pause = self._around.world.now, self._scenario.seconds - self._scenario.quiet_s
+        pupils = {node.index: node.prober.pupil for node, _ in living if node.prober is not None}
+        seen = [snapshot.scalars for _, snapshot in living if snapshot.scalars is not None]
+        ending = ledgers.end(now, pupils, seen, None if self._settled is None else self._settled - pause)
+        if self._scenario.quiet_s:
+            ledgers.promise(now, ending)
+        paid = [node.core.snapshot(now).scalars for node in self._swarm.nodes.values()]
+        links = sum(one.link_entries for one in paid if one is not None) / 2  # a link has two ends
+        return per_link(ending, self._around.network.bytes, self._around.network.messages, links)
+
+    def _components(self, living: list[tuple[Node, Snapshot]]) -> int:
+        """Parts of the graph of active links between live nodes, not counting parts of nodes too young to have some."""
+        number = {node.peer: node.index for node, _ in living}
+        links = [
+            (node.index, number[status.peer])
+            for node, seen in living
+            for status in seen.peers
+            if status.active and status.peer in number
+        ]
+        old = [node.index for node, _ in living if self._around.world.now - node.born >= self._scenario.grace_s]
+        return topology.components(sorted(number.values()), links, old)

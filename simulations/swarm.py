@@ -1,0 +1,134 @@
+"""All nodes of a run: how each comes up, for the first time or again, and how it goes.
+
+Owns who there is, with which key, neighbours, disk and past lives. It must never decide when somebody comes or goes (`nemesis`),
+nor what a node does once it is up (its core).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from random import Random
+
+from protocols.core import Core, CoreSettings, Snapshot
+from protocols.entries import Restored
+from protocols.events import Join, Pause
+from protocols.gossip import ModelState
+from protocols.identity import Identity
+from protocols.messages import Contact
+from simulations.adversary import Liar, equivocation, rubbish
+from simulations.learners import SWARM
+from simulations.ledger_checks import LedgerChecks
+from simulations.network import address_of
+from simulations.node import Node, Surroundings
+from simulations.prober import Disk, Prober
+from simulations.scenario import Scenario
+
+
+class Swarm:
+    """The nodes of a run, by number. `graph`: fixed neighbours, or None; `identities`: how many will ever be there."""
+
+    def __init__(self, scenario: Scenario, around: Surroundings, graph: list[list[int]] | None, identities: int) -> None:
+        self._scenario, self._around, self._graph = scenario, around, graph
+        self.nodes: dict[int, Node] = {}
+        self.identities = identities
+        self._schema = around.learners.digest
+        self.leaving: set[int] = set()  # gone, or about to be
+        self._lives: Counter[int] = Counter()  # incarnations of each node so far
+        self._disks: defaultdict[int, Disk] = defaultdict(Disk)
+        self._keys = [Identity(around.world.secret("identity", index)) for index in range(identities)]
+        self._contacts = [Contact(key.peer, (address_of(i, key.peer),)) for i, key in enumerate(self._keys)]
+        first = scenario.nodes - scenario.garblers - scenario.equivocators
+        self.liars = frozenset(range(first, scenario.nodes))
+        self.ledgers: LedgerChecks | None = None
+        if (recipe := around.learners.recipe) is not None:
+            liars = frozenset(self._keys[index].peer for index in self.liars)
+            self.ledgers = LedgerChecks(around.checks, around.limits, recipe, liars)
+            around.checks.ledgers = self.ledgers
+
+    # --- coming -------------------------------------------------------------------------------------------------------
+
+    def start(self, index: int) -> None:
+        """A node comes up, or up again."""
+        scenario, around, key = self._scenario, self._around, self._keys[index]
+        world, recipe = around.world, around.learners.recipe
+        self.leaving.discard(index)
+        drawn = world.randomness("pace", index)
+        factor = 1 + scenario.speed_spread * drawn.uniform(-1, 1)
+        node = self.nodes[index] = Node(index, key.peer, around, pace(scenario, scenario.step_s * factor, drawn))
+        model = ModelState(node.blob.tree.digest, len(node.blob.data))
+        around.network.attach(node)
+        life = self._lives[index] = self._lives[index] + 1
+        name = ("core", index) if life == 1 else ("core", index, life)
+        ledger = None if recipe is None else self._remembers(node, factor, drawn, life)
+        addresses = self._contacts[index].addresses
+        core = Core(key, self._settings(index), model, world.randomness(*name), world.now, addresses, ledger=ledger)
+        node.start(core if index not in self.liars else self._liar(index, core))
+        if self.quiet:
+            node.handle(Pause(True))
+        if self._graph is None:
+            known = [self._contacts[one].addresses[0] for one in range(scenario.bootstraps) if one != index]
+            node.handle(Join(tuple(known)))
+
+    def _settings(self, index: int) -> CoreSettings:
+        scenario, learners = self._scenario, self._around.learners
+        neighbours = None if self._graph is None else tuple(self._contacts[other] for other in self._graph[index])
+        scalars = None if learners.recipe is None else scenario.scalars(learners.recipe.code)
+        return CoreSettings(
+            SWARM, self._schema, learners.samples(index), self._around.limits, scenario.gossip(), neighbours,
+            models=learners.recipe is None, scalars=scalars,
+        )  # fmt: skip
+
+    def _remembers(self, node: Node, factor: float, drawn: Random, life: int) -> Restored:
+        """Give a node what it measures with, and its core what its disk holds of earlier lives."""
+        scenario, disk = self._scenario, self._disks[node.index]
+        pupil = self._around.learners.pupil(node.index, node.peer, life)
+        probes = pace(scenario, scenario.probe_s * factor, drawn)
+        node.prober = Prober(node, pupil, disk, self._around.world, probes, scenario.apply_s, scenario.fsync_s)
+        return disk.restored()
+
+    def _liar(self, index: int, core: Core) -> Liar:
+        """A core that lies: the last of the first nodes equivocate, those before them talk rubbish."""
+        around, key = self._around, self._keys[index]
+        scope, recipe = around.checks.scope, around.learners.recipe
+        assert recipe is not None, "there is nothing to lie about but entries"
+        if index >= self._scenario.nodes - self._scenario.equivocators:
+            return Liar(core, key, around.limits, equivocation(key, scope, recipe))
+        return Liar(core, key, around.limits, rubbish(key, scope, recipe, around.world.randomness("rubbish", index)))
+
+    # --- going --------------------------------------------------------------------------------------------------------
+
+    def able(self) -> list[int]:
+        """Who is up, and neither bootstrap nor liar, nor about to leave."""
+        safe = self.leaving.union(self.liars, range(self._scenario.bootstraps))
+        return [index for index, node in sorted(self.nodes.items()) if node.alive and index not in safe]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody measures anything any more."""
+        scenario = self._scenario
+        pause_s = scenario.quiet_s if self.ledgers is not None else 0.0
+        return pause_s > 0 and self._around.world.now >= scenario.seconds - pause_s
+
+    def pause(self) -> None:
+        """From now on nobody measures anything."""
+        for _, node in sorted(self.nodes.items()):
+            if node.alive:
+                node.handle(Pause(True))
+
+    # --- looking in ---------------------------------------------------------------------------------------------------
+
+    def living(self) -> list[tuple[Node, Snapshot]]:
+        """Live nodes that are honest and aren't about to leave, and what they say of themselves."""
+        now, others = self._around.world.now, self.leaving | self.liars
+        alive = [node for index, node in sorted(self.nodes.items()) if node.alive and index not in others]
+        return [(node, node.core.snapshot(now)) for node in alive]
+
+
+def pace(scenario: Scenario, step_s: float, randomness: Random) -> Callable[[int], float]:
+    """How many seconds so many steps take on one machine."""
+
+    def seconds(steps: int) -> float:
+        return steps * step_s * (1 + scenario.step_jitter * randomness.uniform(-1, 1))
+
+    return seconds
