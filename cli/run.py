@@ -43,8 +43,8 @@ from cli.render import Screen
 from p2pnode.access import OPEN
 from p2pnode.config import DEFAULT_SWARM, Config
 from p2pnode.config_files import CONFIG_FILE, commented_toml, load
+from p2pnode.durable import FILE_MODE
 from p2pnode.errors import ConfigError, redact
-from p2pnode.folder import FILE_MODE
 
 if TYPE_CHECKING:
     from p2pnode.node import Node

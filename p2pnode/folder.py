@@ -1,8 +1,7 @@
 """The data folder: who may read it, who holds it, and the key that a node is.
 
-Owns the folder's and the key's modes, the lock that keeps two daemons out of one folder, and the one way files are replaced:
-temporary file → fsync → rename → fsync of the folder, so that after a power cut there is the old file or the new one. Never
-loosens a mode, never overwrites a key.
+Owns the folder's and the key's modes, and the lock that keeps two daemons out of one folder. Never loosens a mode, never
+overwrites a key.
 """
 
 from __future__ import annotations
@@ -14,36 +13,14 @@ import secrets
 import stat
 from pathlib import Path
 
+from p2pnode.durable import FILE_MODE, write_whole
 from p2pnode.errors import ConfigError
 from protocols.identity import KEY_BYTES, Identity, peer_text
 
 FOLDER_MODE = 0o700
-FILE_MODE = 0o600
 KEY_FILE = "identity.key"
 LOCK_FILE = "lock"
 LOCK_BYTES_MAX = 32  # a process id, for people
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_durably(target: Path, data: bytes) -> None:
-    """Write `data` to `target` (mode 0600), whole or not at all. Raises OSError."""
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(target)
-    fsync_folder(target.parent)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -69,7 +46,7 @@ def load_seed(folder: Path) -> bytes:
     path = folder / KEY_FILE
     try:
         if not path.exists():
-            write_durably(path, secrets.token_bytes(KEY_BYTES))
+            write_whole(path, secrets.token_bytes(KEY_BYTES))
         mode, seed = path.stat().st_mode, path.read_bytes()
     except OSError as error:
         raise _unusable(folder, error) from None

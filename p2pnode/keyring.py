@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode import invitation as invitations
+from p2pnode.durable import write_whole
 from p2pnode.errors import ConfigError
-from p2pnode.folder import load_seed, prepare_folder, write_durably
+from p2pnode.folder import load_seed, prepare_folder
 from p2pnode.invitation import EXPIRY_BYTES, ID_BYTES, SECRET_BYTES, SWARM_ID_BYTES, Invitation
 from protocols.identity import Identity, PeerId
 
@@ -157,7 +158,7 @@ def save(folder: Path, ring: Keyring) -> None:
         "invitation": invitations.encode(ring.invitation) if ring.invitation else None,
         "founded": ring.founded,
     }
-    write_durably(folder / FILE, json.dumps(document).encode() + b"\n")
+    write_whole(folder / FILE, json.dumps(document).encode() + b"\n")
 
 
 def load(folder: Path) -> Keyring | None:

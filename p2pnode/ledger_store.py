@@ -8,13 +8,12 @@ Calls block on the disk: the driver makes them in a thread of its own.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from p2pnode.durable import write_at
 from p2pnode.errors import ConfigError
-from p2pnode.folder import FILE_MODE, fsync_folder
 from protocols.effects import Log
 from protocols.entries import Mark, Proof, Restored, Run
 from protocols.identity import PeerId
@@ -152,16 +151,7 @@ class LedgerStore:
 
     def _write_signed(self, steps: int) -> None:
         """Only after the database has them: so the file never tells of more than that, unless the database was lost."""
-        path = self._folder / SIGNED_FILE
-        fresh = not path.exists()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        try:
-            os.pwrite(fd, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}\n".encode(), 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        if fresh:
-            fsync_folder(self._folder)
+        write_at(self._folder / SIGNED_FILE, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}\n".encode())
         self._signed = steps
 
 

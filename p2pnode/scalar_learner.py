@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from p2pnode.durable import sync_folder
 from p2pnode.errors import ConfigError
-from p2pnode.folder import fsync_folder
 from p2pnode.model_files import map_blob, write_blob
 from p2pnode.scalar_results import AdoptResult, CompactResult, ProbeResult, RestoreResult
 from p2pnode.sum_files import CHECKPOINT_FILE, SNAPSHOT_PREFIX, Layout, SumFile, SumFileError, read_sum, snapshot_path, write_sum
@@ -231,7 +231,7 @@ class Scalars:
         """Give the file `new` its name for good, and remove all but it and the one before. Raises OSError."""
         path = snapshot_path(self.folder, digest)
         new.replace(path)
-        fsync_folder(self.folder)
+        sync_folder(self.folder)
         before = {path} if self._snapshot is None else {path, snapshot_path(self.folder, self._snapshot)}
         for old in set(self.folder.glob(f"{SNAPSHOT_PREFIX}*")) - before:
             old.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from p2pnode.access import Ban, Change, Known
+from p2pnode.durable import FILE_MODE, sync_folder
 from p2pnode.errors import ConfigError
-from p2pnode.folder import FILE_MODE, Lock, fsync_folder, load_seed, prepare_folder
+from p2pnode.folder import Lock, load_seed, prepare_folder
 from p2pnode.ledger_store import TABLES, LedgerStore
 from protocols.identity import Identity, PeerId
 from protocols.messages import Contact
@@ -230,7 +231,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.executescript(_TABLES + TABLES)
         db.execute(f"PRAGMA user_version = {STATE_VERSION}")
         db.commit()
-        fsync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         db.close()
         raise

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from p2pnode.folder import FILE_MODE, fsync_folder
+from p2pnode.durable import FILE_MODE, sync_folder
 from protocols.entries import CHAIN_BYTES, Mark
 from protocols.identity import KEY_BYTES, PeerId
 from protocols.log import BLOCK, STEPS_MAX
@@ -95,7 +95,7 @@ def write_sum(path: Path, layout: Layout, marks: Sequence[Mark], values: Tensor)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        fsync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
-from p2pnode.folder import FILE_MODE, FOLDER_MODE, KEY_FILE
+from p2pnode.durable import FILE_MODE
+from p2pnode.folder import FOLDER_MODE, KEY_FILE
 from p2pnode.open_files import files_needed
 from p2pnode.transport import TransportLimits
 from protocols.identity import KEY_BYTES
