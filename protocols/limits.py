@@ -83,6 +83,14 @@ class Limits:
     late_fetches_max: int = 256  # fetches given up whose last chunks may still come
     models_ready_max: int = 8  # fetched and waiting for the next merge
 
+    # carrying: models kept for those who are away
+    carry_models_max: int = 16  # the newest of so many authors: two full meetings (guess)
+    carry_bytes_max: int = 1 << 30  # of disk for them in all
+    carry_s_max: float = 259_200.0  # on their way so long, with all carriers together; then they are stale: three days (guess)
+    carry_offers_max: int = 8  # offered at one meeting: what a peer can have ready at once
+    carry_copies_max: int = 5  # a model is handed on to so many who reach each other; the rest is gossip's (spray and wait: L)
+    apart_s_min: float = 10.0  # short of peers for so long is a separation: twice what a lost link takes to be replaced (guess)
+
     # shared-seed mode: the ledger
     run_entries_max: int = 1024  # signed together: four bytes each at most, so that a proof of two runs fits into a frame
     ledger_authors_max: int = 4096  # whose entries are kept: a bound on what strangers' keys can grow (guess)
@@ -153,5 +161,7 @@ EDGE = replace(
     fetch_bytes_max=128 << 20,
     window_chunks=4,
     serve_models_max=4,
+    carry_models_max=4,
+    carry_bytes_max=128 << 20,
     ledger_bytes_max=16 << 20,
 )
