@@ -210,7 +210,11 @@ def _pong(values: list[Any], limits: Limits) -> Message:
 
 def _offer(values: list[Any], limits: Limits) -> Message:
     f = Fields(values, 3, "offer", limits)
-    body, signature, pull = f.blob(), f.fixed(SIGNATURE_BYTES), f.flag()
+    return read_offer(f.blob(), f.fixed(SIGNATURE_BYTES), limits, pull=f.flag())
+
+
+def read_offer(body: bytes, signature: bytes, limits: Limits, *, pull: bool) -> SignedOffer:
+    """An offer from the bytes that its author signed. Raises RemoteError when they are none; the signature isn't looked at."""
     b = Fields(unpack(body, limits), BODY_FIELDS, "offer body", limits)
     author = PeerId(b.fixed(KEY_BYTES))
     sequence, age, samples = b.uint(), b.uint(), b.uint()
