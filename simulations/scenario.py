@@ -1,24 +1,26 @@
 """What is simulated: one frozen dataclass, read from TOML, changed by `key=value`.
 
-Owns the names, types and ranges of scenario keys. Flat on purpose, so that `--set merge=FedAvg` needs no path; only the
-protocols' limits have a table of their own (`[limits]`, `--set limits.shuffle_s=5`). An unknown key is an error that names the
-nearest key. It must never read anything but the one file it is asked for. Where a number may be "off", 0 is off.
+Owns the names, types and ranges of scenario keys (those of misfortune: `faults`). Flat on purpose, so that `--set merge=FedAvg`
+needs no path; only the protocols' limits have a table of their own (`[limits]`, `--set limits.shuffle_s=5`). An unknown key is an
+error that names the nearest key. It must never read anything but the one file it is asked for. Where a number may be "off", 0 is
+off.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from protocols.gossip import GossipSettings
 from protocols.limits import LAPTOP, Limits
 from protocols.settings import ScalarSettings
+from simulations import faults
 from simulations.errors import ScenarioError
+from simulations.faults import Faults
+from simulations.keys import check_range, nearest, one_of, typed, within
 
 SHIPPED = Path(__file__).parent / "scenarios"
 
@@ -27,99 +29,81 @@ PROTOCOLS = ("models", "scalars")
 SHIFTS = ("", "rotated", "inverted")  # simulations/shifts.py
 
 
-def _within(default: float | int, low: float, high: float) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
-
-
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class Scenario(Faults):
     """One run. Times in virtual seconds; `seed` decides everything that is random."""
 
     name: str = "unnamed"
-    seed: int = _within(1, 0, 2**63 - 1)
-    nodes: int = _within(20, 1, 5000)
-    seconds: float = _within(60.0, 0.001, 10_000_000)
+    seed: int = within(1, 0, 2**63 - 1)
+    nodes: int = within(20, 1, 5000)
+    seconds: float = within(60.0, 0.001, 10_000_000)
 
     # what is learned
     task: str = "digits"
-    alpha: float = _within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
+    alpha: float = within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
     same_init: bool = False  # True: everybody starts from the same parameters
     hidden: tuple[int, ...] = ()  # widths of an MLP that replaces the task's model (Xavier-uniform, zero biases); (): task's own
     convolutional: bool = False  # True: a small CNN replaces the task's model, whose inputs are square images
-    pretrain_steps: int = _within(0, 0, 10_000_000)  # above 0: all start from one model, trained so long on all of the data
-    pretrain_lr: float = _within(0.05, 1e-9, 100)  # of SGD with momentum 0.9
-    pretrain_batch: int = _within(64, 1, 100_000)
-    shift: str = ""  # of the nodes' and the test images, not of those pretrained on: rotated, inverted; "": none
-    lr: float = _within(0.0, 0, 100)  # above 0: SGD with the next two replaces the task's optimizer
-    momentum: float = _within(0.0, 0, 0.9999)
-    weight_decay: float = _within(0.0, 0, 1)
-    batch_size: int = _within(0, 0, 100_000)  # 0: task's own
-    test_samples: int = _within(2000, 1, 10_000_000)  # the first so many of the test data are evaluated
-    evaluate_s: float = _within(5.0, 0.001, 1e6)  # time between two points of the series
-    target_accuracy: float = _within(0.0, 0, 1)  # promised mean accuracy at the end; 0: nothing promised
+    pretrain_steps: int = within(0, 0, 10_000_000)  # above 0: all start from one model, trained so long on all of the data
+    pretrain_lr: float = within(0.05, 1e-9, 100)  # of SGD with momentum 0.9
+    pretrain_batch: int = within(64, 1, 100_000)
+    shift: str = one_of(*SHIFTS)  # of the nodes' and the test images, not of those pretrained on: rotated, inverted; "": none
+    lr: float = within(0.0, 0, 100)  # above 0: SGD with the next two replaces the task's optimizer
+    momentum: float = within(0.0, 0, 0.9999)
+    weight_decay: float = within(0.0, 0, 1)
+    batch_size: int = within(0, 0, 100_000)  # 0: task's own
+    test_samples: int = within(2000, 1, 10_000_000)  # the first so many of the test data are evaluated
+    evaluate_s: float = within(5.0, 0.001, 1e6)  # time between two points of the series
+    target_accuracy: float = within(0.0, 0, 1)  # promised mean accuracy at the end; 0: nothing promised
     # torch threads, fixed so that sums are too. Small models gain nothing from two, and on a busy machine two wait for each other
     # (measured: churn, 60 virtual s beside three other jobs on two cores: 8 s with one, 43 s with two)
-    threads: int = _within(1, 1, 256)
+    threads: int = within(1, 1, 256)
 
     # how it is learned
     merge: str = "VarianceCorrected"
-    local_steps: int = _within(20, 1, 100_000)
-    fan_out: int = _within(2, 1, 5000)
-    merge_inputs_max: int = _within(4, 1, 5000)
-    cycle_s: float = _within(0.0, 0, 1e6)
-    self_weight: float = _within(0.0, 0, 0.9999)  # 0: by age and samples, as any other's
-    merge_tolerance: float = _within(1.5, 0, 1e9)  # a merge above so many times the untrained loss is refused; 0: kept unseen
+    local_steps: int = within(20, 1, 100_000)
+    fan_out: int = within(2, 1, 5000)
+    merge_inputs_max: int = within(4, 1, 5000)
+    cycle_s: float = within(0.0, 0, 1e6)
+    self_weight: float = within(0.0, 0, 0.9999)  # 0: by age and samples, as any other's
+    merge_tolerance: float = within(1.5, 0, 1e9)  # a merge above so many times the untrained loss is refused; 0: kept unseen
 
     # shared-seed mode; local_steps is how many probes are made in a row, cycle_s as above. 0 and "": as the task's recipe has it
-    protocol: str = "models"  # models, or scalars
+    protocol: str = one_of(*PROTOCOLS)  # models, or scalars
     code: str = ""
-    scalar_lr: float = _within(0.0, 0, 100)
-    epsilon: float = _within(0.0, 0, 1)
-    scale: float = _within(0.0, 0, 1e9)
+    scalar_lr: float = within(0.0, 0, 100)
+    epsilon: float = within(0.0, 0, 1)
+    scale: float = within(0.0, 0, 1e9)
     schedule: str = ""
-    horizon: int = _within(0, 0, 2**48)
-    run_entries: int = _within(256, 1, 100_000)
-    run_s: float = _within(5.0, 0, 1e6)
-    quiet_s: float = _within(0.0, 0, 1e6)  # learning pauses so long before the end: then all ledgers must be equal; 0: no promise
+    horizon: int = within(0, 0, 2**48)
+    run_entries: int = within(256, 1, 100_000)
+    run_s: float = within(5.0, 0, 1e6)
+    quiet_s: float = within(0.0, 0, 1e6)  # learning pauses so long before the end: then all ledgers must be equal; 0: no promise
 
     # the machines
-    step_s: float = _within(0.05, 1e-6, 1e4)  # one local step on a machine of middling speed
-    step_jitter: float = _within(0.2, 0, 0.99)  # each training takes 1 - jitter … 1 + jitter of that
-    speed_spread: float = _within(0.0, 0, 0.99)  # machines differ: 1 - spread … 1 + spread, for good
-    probe_s: float = _within(0.05, 1e-6, 1e4)  # one probe: two losses, no gradient
-    merge_s: float = _within(0.02, 0, 1e4)
-    apply_s: float = _within(0.01, 0, 1e4)  # adding entries to the sum, hashing it, and the like
-    fsync_s: float = _within(0.005, 0, 1e4)
-    start_s: float = _within(2.0, 0, 1e6)  # nodes start at random within so long
+    step_s: float = within(0.05, 1e-6, 1e4)  # one local step on a machine of middling speed
+    step_jitter: float = within(0.2, 0, 0.99)  # each training takes 1 - jitter … 1 + jitter of that
+    speed_spread: float = within(0.0, 0, 0.99)  # machines differ: 1 - spread … 1 + spread, for good
+    probe_s: float = within(0.05, 1e-6, 1e4)  # one probe: two losses, no gradient
+    merge_s: float = within(0.02, 0, 1e4)
+    apply_s: float = within(0.01, 0, 1e4)  # adding entries to the sum, hashing it, and the like
+    fsync_s: float = within(0.005, 0, 1e4)
+    start_s: float = within(2.0, 0, 1e6)  # nodes start at random within so long
 
     # the network
-    topology: str = "overlay"  # overlay: bootstraps are given, the membership protocol does the rest
-    degree: int = _within(4, 1, 5000)  # links a node (k_regular), expected (erdos_renyi), links of a newcomer (barabasi_albert)
-    bootstraps: int = _within(1, 1, 100)  # the first so many nodes; they never leave
-    latency_ms_min: float = _within(10.0, 0, 1e6)  # one way; each pair has its own, drawn evenly
-    latency_ms_max: float = _within(60.0, 0, 1e6)
-    bandwidth_mbit: float = _within(100.0, 0.001, 1e6)  # uplink of each node
-    loss: float = _within(0.0, 0, 1)  # share of frames that vanish: stricter than TCP, which would send them again
-    dial_timeout_s: float = _within(5.0, 0.001, 1e4)  # until a dial to a machine that is off fails
-
-    # what goes wrong
-    leave_per_minute: float = _within(0.0, 0, 100)  # share of the nodes
-    join_per_minute: float = _within(0.0, 0, 100)
-    crash_share: float = _within(0.5, 0, 1)  # of those who leave: vanish without a goodbye and without closing links
-    return_s: float = _within(0.0, 0, 1e6)  # who vanished comes back after half to one and a half times so long; 0: never
-    cuts_per_minute: float = _within(0.0, 0, 10_000)  # links that break, per node; both ends are told at once
-    partition_s: float = _within(0.0, 0, 1e6)  # from here on the nodes are in two halves, no frame passes between them …
-    partition_for_s: float = _within(0.0, 0, 1e6)  # … for so long; 0: no partition
-    equivocators: int = _within(0, 0, 1000)  # the last so many of the first nodes sign different entries for different peers
-    garblers: int = _within(0, 0, 1000)  # and so many before them sign entries that are none, and send rubbish
-    heal_s: float = _within(0.0, 0, 1e6)  # faults end so long before the end
-    grace_s: float = _within(30.0, 0, 1e6)  # a node younger than this may be without peers
+    topology: str = one_of(*TOPOLOGIES)  # overlay: bootstraps are given, the membership protocol does the rest
+    degree: int = within(4, 1, 5000)  # links a node (k_regular), expected (erdos_renyi), links of a newcomer (barabasi_albert)
+    bootstraps: int = within(1, 1, 100)  # the first so many nodes; they never leave
+    latency_ms_min: float = within(10.0, 0, 1e6)  # one way; each pair has its own, drawn evenly
+    latency_ms_max: float = within(60.0, 0, 1e6)
+    bandwidth_mbit: float = within(100.0, 0.001, 1e6)  # uplink of each node
+    dial_timeout_s: float = within(5.0, 0.001, 1e4)  # until a dial to a machine that is off fails
 
     limits: Mapping[str, float] = field(default_factory=dict)  # of protocols.limits.Limits
 
     def __post_init__(self) -> None:
         for known in fields(self):
-            _check_range(known, getattr(self, known.name))
+            check_range(known, getattr(self, known.name))
         wrong = _inconsistent(self)
         if wrong:
             raise ScenarioError(wrong)
@@ -142,7 +126,7 @@ class Scenario:
         changed: dict[str, Any] = {}
         for key, value in self.limits.items():
             if key not in names:
-                raise ScenarioError(f"there is no limit '{key}'{_nearest(key, names)}; protocols/limits.py lists them.")
+                raise ScenarioError(f"there is no limit '{key}'{nearest(key, names)}; protocols/limits.py lists them.")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ScenarioError(f"limit {key} is {value!r}; give a number.")
             changed[key] = names[key](value)
@@ -174,8 +158,8 @@ def build(values: Mapping[str, Any]) -> Scenario:
     known = {one.name: one for one in fields(Scenario)}
     for key in values:
         if key not in known:
-            raise ScenarioError(f"there is no scenario key '{key}'{_nearest(key, known)}; simulations/scenario.py lists them.")
-    return Scenario(**{key: _typed(known[key], value) for key, value in values.items()})
+            raise ScenarioError(f"there is no scenario key '{key}'{nearest(key, known)}; simulations/scenario.py lists them.")
+    return Scenario(**{key: typed(known[key], value) for key, value in values.items()})
 
 
 def shipped() -> list[str]:
@@ -211,41 +195,12 @@ def _set(values: dict[str, Any], change: str) -> None:
         raise ScenarioError(f"'{key.strip()}' is no scenario key; only limits has keys of its own.")
 
 
-def _typed(known: Field[Any], value: Any) -> Any:
-    match known.type, value:
-        case ("float", int() | float()) if not isinstance(value, bool):
-            return float(value)
-        case ("int", int()) if not isinstance(value, bool):
-            return value
-        case ("bool", bool()) | ("str", str()) | ("Mapping[str, float]", dict()):
-            return value
-        case "tuple[int, ...]", list() if all(isinstance(one, int) and one > 0 for one in value):
-            return tuple(value)
-    wanted = {"tuple[int, ...]": "a list of whole numbers above zero", "Mapping[str, float]": "a table", "str": "text"}
-    wanted |= {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    raise ScenarioError(f"scenario key {known.name} is {value!r}; give {wanted[str(known.type)]}.")
-
-
-def _check_range(known: Field[Any], value: Any) -> None:
-    if "low" in known.metadata:
-        low, high = known.metadata["low"], known.metadata["high"]
-        if not (math.isfinite(value) and low <= value <= high):
-            assert known.default is not MISSING
-            raise ScenarioError(f"scenario key {known.name} is {value}; give one from {low:g} to {high:g}.")
-
-
 def _inconsistent(scenario: Scenario) -> str | None:
     churns = scenario.leave_per_minute or scenario.join_per_minute
-    if scenario.topology not in TOPOLOGIES:
-        return f"there is no topology '{scenario.topology}'{_nearest(scenario.topology, TOPOLOGIES)}; " + (
-            f"take one of {', '.join(TOPOLOGIES)}."
-        )
-    if churns and scenario.topology != "overlay":
-        return "nodes that come and go need an overlay that repairs itself; set topology=overlay or switch churn off."
-    if scenario.protocol not in PROTOCOLS:
-        return f"there is no protocol '{scenario.protocol}'{_nearest(scenario.protocol, PROTOCOLS)}; take models or scalars."
-    if scenario.shift not in SHIFTS:
-        return f"there is no shift '{scenario.shift}'{_nearest(scenario.shift, SHIFTS)}; take rotated or inverted."
+    if churns and scenario.topology != "overlay" and not scenario.repair:
+        return "nodes that come and go need an overlay that repairs itself; set topology=overlay or repair=true, or no churn."
+    if scenario.repair and scenario.topology == "overlay":
+        return "repair is for a given graph, the overlay repairs itself; set a topology or leave repair out."
     if scenario.hidden and scenario.convolutional:
         return "hidden and convolutional both replace the task's model; leave one out."
     if scenario.protocol == "scalars" and not (scenario.same_init or scenario.pretrain_steps):
@@ -256,9 +211,4 @@ def _inconsistent(scenario: Scenario) -> str | None:
         return "there are more bootstraps than nodes; lower bootstraps."
     if scenario.equivocators + scenario.garblers > scenario.nodes - scenario.bootstraps:
         return "liars are no bootstraps, so there are too few nodes for them; lower equivocators or garblers."
-    return None
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    return faults.inconsistent(scenario)
