@@ -44,28 +44,8 @@ from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId
 from protocols.links import Link, State, new_link
 from protocols.membership import Membership
-from protocols.messages import (
-    Bye,
-    Chunk,
-    Contact,
-    ForwardJoin,
-    Gone,
-    Goodbye,
-    Have,
-    Hello,
-    Message,
-    Neighbour,
-    NeighbourReply,
-    Ping,
-    Pong,
-    Revocations,
-    RevocationsKnown,
-    Runs,
-    ScalarMessage,
-    Shuffle,
-    SignedOffer,
-    Want,
-)
+from protocols.memory import NOTHING, Memory
+from protocols.messages import Bye, Chunk, Contact, Goodbye, Hello, Message, Revocations, Runs, Want
 from protocols.randomness import Randomness
 from protocols.revocation import SHUT_OUT, Register
 from protocols.scalars import Scalars
@@ -73,14 +53,13 @@ from protocols.scoring import Scores
 from protocols.serving import Shelf
 from protocols.settings import CoreSettings, swarm_digest
 from protocols.snapshot import PeerStatus, Snapshot, peer_status, snapshot_of
+from protocols.talk import FORKED, Talk
 from protocols.transfer import PENALTY_STALLED, Transfers
 from protocols.turn import Turn
 from protocols.wire import decode
 
 __all__ = ["Core", "CoreSettings", "GossipSettings", "ModelState", "PeerStatus", "Phase", "Snapshot", "swarm_digest"]
 
-PENALTY_FORK = 100.0  # said two things of one step: there is a proof
-FORKED = "signed two things of one step"
 PENALTY_EARLY = 2.0  # talks before it has said hello: rude, or a queue was full and the hello is lost
 REASONS_MAX = 64  # distinct fault reasons counted; ours are a few dozen fixed texts
 
@@ -98,10 +77,12 @@ class Core:
         addresses: tuple[str, ...] = (),
         contacts: tuple[Contact, ...] = (),
         ledger: Restored | None = None,
+        memory: Memory = NOTHING,
     ) -> None:
         """`addresses`: where we can be dialled (multiaddrs). `contacts`: members remembered. `ledger`: what was logged.
 
-        Raises ValueError when what was logged contradicts itself.
+        `memory`: what the core before this one remembered; its ages are those of now. Raises ValueError when what was logged
+        contradicts itself.
         """
         limits = settings.limits
         self._settings, self._limits = settings, limits
@@ -127,6 +108,12 @@ class Core:
             identity, scope, settings.scalars, limits, self._members.active, self._register,
             self._transfers, self._shelf, self._holdings, ledger or Restored(), now,
         )  # fmt: skip
+        self._talk = Talk(
+            limits, self._members, self._register, self._transfers, self._shelf, self._gossip, self._scalars,
+            models=settings.models,
+        )  # fmt: skip
+        self._scores.restore(memory.scores, now)
+        self._gossip.pulling.restore(memory.heard)
         self._faults: dict[str, int] = {}
         self._leaving = False
         self._deadline = now
@@ -292,77 +279,17 @@ class Core:
             if self._greeting.on_hello(link, message, turn):
                 self._register.opened(link, turn)
                 self._members.opened(link, turn)
-                self._greet(link, turn)
+                self._talk.greet(link, turn)
         elif link.state is State.GREETING:
             raise RemoteError("message before hello", PENALTY_EARLY)
         else:
-            self._on_open_message(link, message, turn)
-
-    def _on_open_message(self, link: Link, message: Message, turn: Turn) -> None:
-        """Everything that only a member of our swarm may say."""
-        match message:
-            case SignedOffer():
-                if self._settings.models:
-                    self._gossip.on_offer(link, message, turn)
-            case Want():
-                self._shelf.on_want(link, message, turn)
-            case Chunk():
-                digest = self._transfers.on_chunk(link, message, turn)
-                if digest is not None and not (self._scalars is not None and self._scalars.on_fetched(digest, turn)):
-                    self._gossip.pulling.on_fetched(digest, turn)
-                elif message.digest in self._transfers.parked:
-                    self._gossip.pulling.pull(turn)  # its source may be asked for no more
-            case Gone(digest):
-                if self._scalars is not None:
-                    self._scalars.returning.on_gone(link.peer, digest)
-                self._gossip.pulling.on_gone(link, digest, turn)
-            case Have(digest):
-                self._gossip.pulling.on_have(link, digest, turn)
-            case Ping(token):
-                turn.send(link.peer, Pong(token))
-            case Pong(token):
-                self._members.liveness.answered(link, token, turn.now)
-            case Neighbour():
-                self._members.on_neighbour(link, message, turn)
-                self._greet(link, turn)
-            case NeighbourReply():
-                self._members.on_neighbour_reply(link, message, turn)
-                self._greet(link, turn)
-            case ForwardJoin():
-                self._members.on_forward_join(link, message, turn)
-            case Shuffle():
-                self._members.on_shuffle(link, message, turn)
-            case RevocationsKnown():
-                self._register.on_known(link, message, turn)
-            case Revocations():
-                try:
-                    self._register.on_revocations(link, message, turn)
-                finally:
+            try:
+                self._talk.on_message(link, message, turn)
+            finally:
+                if isinstance(message, Revocations):
                     self._enforce(turn)
-            case Hello() | Bye():
-                raise AssertionError("handled before")
-            case _:
-                self._on_scalar_message(link, message, turn)
-
-    def _on_scalar_message(self, link: Link, message: ScalarMessage, turn: Turn) -> None:
-        """Something about the ledger; nobody is blamed for saying it to who has none."""
-        if self._scalars is None:
-            if isinstance(message, Runs):
-                link.charge(turn.now, self._limits)
-            return
-        try:
-            self._scalars.on_message(link, message, turn)
-        finally:
-            guilty, self._scalars.guilty = self._scalars.guilty, []
-            for author in guilty:
-                self._blame(author, RemoteError(FORKED, PENALTY_FORK), turn)
-
-    def _greet(self, link: Link, turn: Turn) -> None:
-        if link.peer in self._members.active:
-            if self._settings.models:
-                self._gossip.greet(link, turn)
-            if self._scalars is not None:
-                self._scalars.greet(link, turn)
+                for author, fault in self._talk.guilty():
+                    self._blame(author, fault, turn)
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -387,6 +314,10 @@ class Core:
         )
         parts = (self._members, self._gossip, self._transfers, self._holdings, self._register, self._scalars)
         return snapshot_of(status, *parts, dict(self._faults))
+
+    def memory(self, now: float) -> Memory:
+        """What the next core of this node is to remember: to be stored with a checkpoint that was asked for by now."""
+        return Memory(self._gossip.pulling.heard, self._scores.memory(now))
 
     def entries(self) -> tuple[Span, ...]:
         """All entries above the cut: what a training process that has died and come back is to be given before anything else."""

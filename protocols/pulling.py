@@ -16,9 +16,10 @@ model of the author is here, or the time is over (`offer_age_s_max`), the half o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from protocols.errors import RemoteError
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
@@ -66,6 +67,7 @@ class Pulling:
         self._parked: dict[Digest, Candidate] = {}  # its sources: who could go on with it now
         self._ready: dict[PeerId, Candidate] = {}  # by author: fetched, waiting for the next merge
         self._heard: dict[PeerId, int] = {}  # author → newest sequence number given to a merge
+        self.guilty: list[tuple[PeerId, RemoteError]] = []  # authors caught, to be blamed by who reads this
 
     # --- offers -------------------------------------------------------------------------------------------------------
 
@@ -301,11 +303,23 @@ class Pulling:
     def _use(self, author: PeerId) -> Offer:
         """Take a model that is ready. From now on its number is old: while it is merged it may be offered again."""
         offer = self._ready.pop(author).offer
-        self._heard.pop(author, None)
-        self._heard[author] = offer.sequence
+        self._hear(author, offer.sequence)
+        return offer
+
+    def _hear(self, author: PeerId, sequence: int) -> None:
+        self._heard[author] = max(sequence, self._heard.pop(author, -1))
         if len(self._heard) > self._limits.authors_max:
             del self._heard[next(iter(self._heard))]
-        return offer
+
+    @property
+    def heard(self) -> tuple[tuple[PeerId, int], ...]:
+        """Authors, and the newest sequence number of each that was given to a merge; the one heard longest ago first."""
+        return tuple(self._heard.items())
+
+    def restore(self, heard: Iterable[tuple[PeerId, int]]) -> None:
+        """These were given to a merge by the core before this one (S2 over restarts)."""
+        for author, sequence in heard:
+            self._hear(author, sequence)
 
     def merged(self, inputs: tuple[Offer, ...], turn: Turn) -> None:
         """The merge of these is over, kept or not."""

@@ -9,6 +9,7 @@ first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from protocols.identity import PeerId
 from protocols.limits import Limits
@@ -43,6 +44,16 @@ class Scores:
     def graylisted(self, peer: PeerId, now: float) -> bool:
         """Whether `peer` is to be kept out at `now`."""
         return self.points(peer, now) >= self._limits.penalty_graylist
+
+    def memory(self, now: float) -> tuple[tuple[PeerId, float], ...]:
+        """Points that count at `now`, for the next core of this node: a restart of ours must not clear anybody."""
+        counted = ((peer, self.points(peer, now)) for peer in self._points)
+        return tuple((peer, points) for peer, points in counted if points >= _FORGOTTEN)
+
+    def restore(self, points: Iterable[tuple[PeerId, float]], now: float) -> None:
+        """Remember these, as of `now`. While a node is off nobody's points are forgotten: it doesn't know for how long it was."""
+        for peer, amount in points:
+            self.penalise(peer, amount, now)
 
     def _forget(self, now: float) -> None:
         ranked = sorted(self._points, key=lambda peer: (self.points(peer, now), peer))

@@ -1,4 +1,4 @@
-"""Cores under a microscope: one core fed by hand (`Bench`), several pumped in virtual time (`Swarm`), and a look at their tables.
+"""Cores under a microscope: one core fed by hand (`Bench`), and several pumped in virtual time (`Swarm`).
 
 Owns only what the protocol tests share: events in, effects out, real frames, a model that is random bytes. It must not grow into
 a simulator: latency is one constant, nothing is lost, and `simulations/` is where wires, rules and misfortune live.
@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from typing import Any
@@ -22,11 +22,13 @@ from protocols.core import Core, CoreSettings, swarm_digest
 from protocols.gossip import GossipSettings, ModelState
 from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP, Limits
+from protocols.memory import NOTHING, Carried, Memory, Partial, packed, unpacked
 from protocols.merkle import CHUNK_BYTES, Digest, Tree
 from protocols.messages import Contact, Hello, Message, Neighbour, Offer, SignedOffer
 from protocols.serving import blob_frames
 from protocols.settings import ScalarSettings
 from protocols.wire import decode, encode, sign_offer
+from tests.core_tables import check_tables
 
 SWARM = "harness"
 SCHEMA = b"schema of tests!"
@@ -75,12 +77,14 @@ def offer_of(author: int, sequence: int, name: object = None, *, age: int = 10, 
 
 def make_core(number: int, *, limits: Limits = LAPTOP, gossip: GossipSettings | None = None, now: float = 0.0, size: int = SIZE,
               contacts: Iterable[int] = (), neighbours: Iterable[int] | None = None, swarm: str = SWARM,
-              schema: bytes = SCHEMA, scalars: ScalarSettings | None = None) -> Core:  # fmt: skip
-    """A newborn core for node `number`."""
+              schema: bytes = SCHEMA, scalars: ScalarSettings | None = None, memory: Memory = NOTHING,
+              sequence: int = 0, models: bool = True) -> Core:  # fmt: skip
+    """A core for node `number`: newborn, or with what another remembered."""
     fixed = None if neighbours is None else tuple(map(contact, neighbours))
-    settings = CoreSettings(swarm, schema, 100, limits, gossip or GossipSettings(), fixed, scalars=scalars)
-    model = ModelState(digest_of("initial", size), size)
-    return Core(identity(number), settings, model, random.Random(number), now, (address(number),), tuple(map(contact, contacts)))
+    settings = CoreSettings(swarm, schema, 100, limits, gossip or GossipSettings(), fixed, models, scalars)
+    model = ModelState(digest_of("initial", size), size, sequence=sequence)
+    known = tuple(map(contact, contacts))
+    return Core(identity(number), settings, model, random.Random(number), now, (address(number),), known, memory=memory)
 
 
 class Bench:
@@ -89,6 +93,7 @@ class Bench:
     def __init__(self, **options: Any) -> None:
         self.now = 0.0
         self.limits: Limits = options.get("limits", LAPTOP)
+        self._options = options
         self.core = make_core(0, **options)
         self.all: list[fx.Effect] = []
         self._record = 0
@@ -112,6 +117,18 @@ class Bench:
         while self.core.deadline <= end:
             seen += self.tick(max(0.0, self.core.deadline - self.now))
         return seen + self.tick(end - self.now)
+
+    def restart(self, after: float = 0.0, **options: Any) -> None:
+        """The process ends and another begins, `after` seconds later, with what this one remembers. Its model is new."""
+        memory = unpacked(packed(self.core.memory(self.now)), self.limits)
+        self.now += after
+        older = [replace(one, age_s=one.age_s + after) for one in (*memory.carried, *memory.partials)]
+        memory = replace(
+            memory,
+            carried=tuple(one for one in older if isinstance(one, Carried)),
+            partials=tuple(one for one in older if isinstance(one, Partial)),
+        )
+        self.core = make_core(0, memory=memory, now=self.now, sequence=self._record + 1, **(self._options | options))
 
     def up(self, number: int, *, dialled: bool = False) -> list[fx.Effect]:
         return self.do(ev.PeerUp(identity(number).peer, address(number), dialled))
@@ -182,92 +199,6 @@ class Bench:
     def score(self, number: int) -> float:
         """Penalty points of node `number`."""
         return self.core._scores.points(identity(number).peer, self.now)
-
-
-def tables(core: Core) -> dict[str, tuple[int, int]]:
-    """Every table that a stranger can grow: how full it is, and its bound."""
-    limits, members, gossip, transfers = core._limits, core._members, core._gossip, core._transfers
-    pulling, register, dialler = gossip.pulling, core._register, members.dialler
-    fetches, parked = list(transfers.fetches), list(transfers.waiting)
-    held = limits.fetches_max + limits.parked_fetches_max + 2 * limits.models_ready_max + limits.serve_models_max + 2
-    per_link = limits.links_max + limits.fetches_max
-    return {
-        "links": (len(core._links), limits.links_max),
-        "active": (len(members.active), limits.active_view_max),
-        "passive": (len(members.passive), limits.passive_view_max),
-        "seeds": (len(members._seeds), limits.contacts_known_max),
-        "in flight": (dialler.in_flight, limits.dials_max),
-        "waits": (len(dialler._waits), limits.contacts_known_max),
-        "scores": (len(core._scores), limits.scores_max),
-        "faults": (len(core._faults), 65),
-        "candidates": (len(pulling._candidates), limits.offers_max),
-        "fetching": (len(pulling._fetching), limits.fetches_max),
-        "ready": (len(pulling._ready), limits.models_ready_max),
-        "heard": (len(pulling._heard), limits.authors_max),
-        "fetches": (len(transfers._fetches), limits.fetches_max),
-        "parked": (len(transfers._parked), limits.parked_fetches_max),
-        "expected": (len(transfers._expected), limits.late_fetches_max),
-        "served": (len(core._shelf), limits.serve_models_max),
-        "lent": (len(core._shelf._lent), 2 * limits.models_ready_max),
-        "haves": (max((len(link.haves) for link in core._links.values()), default=0), limits.haves_max),
-        "readers": (
-            max((len(i.asked) for i in (*core._shelf._items.values(), *core._shelf._lent.values())), default=0),
-            limits.serve_readers_max,
-        ),
-        "holdings": (len(core._holdings), held),
-        "fetch bytes": (sum(one.size for one in (*fetches, *parked)) + pulling._whole_bytes, limits.fetch_bytes_max),
-        "window": (max((len(s.asked) for one in fetches for s in one.sources.values()), default=0), limits.window_chunks),
-        "owed by the parked": (sum(len(one.sources) for one in parked), 0),
-        "sources": (max((len(one.sources) for one in fetches), default=0), per_link),
-        "former sources": (max((len(one.former) for one in (*fetches, *parked)), default=0), limits.links_max),
-        "revocations": (len(register), limits.revocations_max),
-        "allowed": (len(register._allowed), limits.revocations_max),
-        "candidate sources": (max((len(c.sources) for c in pulling._candidates.values()), default=0), per_link),
-        "health": (members.liveness.health, limits.health_score_max),
-    }
-
-
-def scalar_tables(core: Core) -> dict[str, tuple[int, int]]:
-    """The same for the shared-seed mode, where there is one."""
-    scalars, limits = core._scalars, core._limits
-    if scalars is None:
-        return {}
-    sides, authors = list(scalars.sides.values()), limits.ledger_authors_max
-
-    def most(name: str) -> int:
-        return max((len(getattr(side, name)) for side in sides), default=0)
-
-    return {
-        "sides": (len(sides), limits.active_view_max),
-        "ledger": (len(scalars.ledger.authors), authors),
-        "ledger bytes": (scalars.ledger.held, limits.ledger_bytes_max + (1 << 20)),
-        "proofs": (len(scalars.ledger.proofs), authors),
-        "theirs": (most("theirs"), authors),
-        "ahead": (most("ahead"), authors),
-        "lazy": (most("lazy"), authors),
-        "pruned": (most("pruned"), authors),
-        "orphans": (most("orphans"), authors),
-        "named": (most("named"), 2 * authors),
-        "asked": (most("asked"), limits.ask_items_max),
-        "beyond": (most("beyond"), authors),
-        "forked": (most("forked"), limits.ask_items_max),
-        "out": (most("out"), 0),
-        "to prune": (most("to_prune"), 0),
-        "asked of all": (len(scalars.asking._asked), limits.ask_items_max * limits.active_view_max),
-        "parents": (len(scalars.spreading._parents), authors),
-        "heard": (len(scalars.cuts._heard), authors),
-        "floor": (len(scalars.cuts._floor), limits.floor_rows_max),
-        "contributors": (len(scalars.cuts._tags), limits.floor_tags_max),
-        "snapshot questions": (len(scalars.returning._asked), limits.links_max),
-        "bad snapshots": (len(scalars.returning._bad), 8),
-        "guilty": (len(scalars.guilty), 0),
-    }
-
-
-def check_tables(core: Core) -> None:
-    """S4: every table within its limit."""
-    over = {name: fill for name, fill in (tables(core) | scalar_tables(core)).items() if fill[0] > fill[1]}
-    assert not over, f"over their limits: {over}"
 
 
 @dataclass

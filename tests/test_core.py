@@ -41,13 +41,13 @@ from tests.core_harness import (
     Bench,
     Swarm,
     address,
-    check_tables,
     contact,
     digest_of,
     identity,
     make_core,
     offer_of,
 )
+from tests.core_tables import check_tables
 from tests.tidy import ROOT
 
 TRACE = """

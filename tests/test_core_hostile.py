@@ -41,7 +41,8 @@ from protocols.scoring import Scores
 from protocols.settings import ScalarSettings
 from protocols.wire import Type, decode, encode, sign_revocation
 from tests import corpus
-from tests.core_harness import SCHEMA, SIZE, SWARM, Bench, check_tables, contact, digest_of, identity, offer_of
+from tests.core_harness import SCHEMA, SIZE, SWARM, Bench, contact, digest_of, identity, offer_of
+from tests.core_tables import check_tables
 from tests.test_wire import GENERATED, GENERATED_SEED
 
 GREETING, OPEN, ACTIVE, CLOSING, UNKNOWN = range(1, 6)

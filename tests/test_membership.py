@@ -26,7 +26,8 @@ from protocols.messages import (
     Pong,
     Shuffle,
 )
-from tests.core_harness import SCHEMA, SWARM, Bench, Swarm, address, check_tables, contact, identity, make_core
+from tests.core_harness import SCHEMA, SWARM, Bench, Swarm, address, contact, identity, make_core
+from tests.core_tables import check_tables
 
 
 def dials(effects: list[fx.Effect]) -> list[fx.Dial]:

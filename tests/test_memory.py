@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocols import effects as fx
 from protocols.identity import PeerId
 from protocols.limits import LAPTOP
 from protocols.memory import MEMORY_BYTES_MAX, Carried, Memory, Partial, packed, unpacked
-from protocols.merkle import CHUNK_BYTES
-from tests.core_harness import offer_of
+from protocols.merkle import CHUNK_BYTES, Digest
+from protocols.messages import Want
+from tests.core_harness import Bench, digest_of, make_core, offer_of
+from tests.core_tables import check_tables
 
 CHUNKS = 11
 OFFER = offer_of(1, 5, size=10 * CHUNK_BYTES + 1)
@@ -110,3 +113,62 @@ def test_what_isnt_a_memory(tables: object) -> None:
 def test_more_bytes_than_any_has() -> None:
     with pytest.raises(ValueError, match="bytes"):
         unpacked(bytes(MEMORY_BYTES_MAX + 1), LAPTOP)
+
+
+# --- what it is good for ---------------------------------------------------------------------------------------------------
+
+
+def merged(bench: Bench, name: object) -> list[Digest]:
+    """What goes into a merge in one whole round."""
+    return [one.digest for merge in Bench.of(fx.Merge, bench.round(name)) for one in merge.inputs]
+
+
+def test_what_was_merged_before_a_restart_is_not_merged_after_it() -> None:
+    bench = Bench()
+    bench.tick()
+    bench.befriend(1, 2)
+    for author in (1, 2):
+        bench.say(author, offer_of(author, 5))
+        bench.chunk(author, (author, 5))
+    assert set(merged(bench, "a")) == {digest_of((1, 5)), digest_of((2, 5))}
+    bench.restart(3600.0)
+    bench.tick()
+    bench.befriend(1, 2)
+    for messenger in (1, 2):
+        bench.say(messenger, offer_of(1, 5))
+        bench.say(messenger, offer_of(1, 4))
+        assert not [m for m in bench.said(messenger) if isinstance(m, Want)]
+    assert not merged(bench, "b")
+    bench.say(1, offer_of(1, 6))
+    bench.chunk(1, (1, 6))
+    assert merged(bench, "c") == [digest_of((1, 6))], "what is new is"
+
+
+def test_the_graylist_outlives_a_restart_but_a_bad_hour_is_forgiven() -> None:
+    bench = Bench()
+    bench.tick()
+    for number in (1, 2):
+        bench.open(number)
+    while bench.score(1) < LAPTOP.penalty_graylist:
+        bench.raw(1, b"\x01\xff")
+    bench.raw(2, b"\x01\xff")
+    little = bench.score(2)
+    bench.restart(60.0)
+    bench.tick()
+    bench.up(1)
+    assert Bench.of(fx.Hangup, bench.last)
+    bench.open(2)
+    assert not Bench.of(fx.Hangup, bench.last)
+    assert bench.score(2) == pytest.approx(little)
+    bench.down(1)
+    bench.wait(2 * LAPTOP.penalty_half_life_s)
+    bench.up(1)
+    assert not Bench.of(fx.Hangup, bench.last)
+
+
+def test_a_memory_keeps_to_its_limits() -> None:
+    few = replace(LAPTOP, authors_max=3, scores_max=2)
+    rows = [PeerId(bytes([number] * 32)) for number in range(9)]
+    core = make_core(0, limits=few, memory=Memory(tuple((p, 1) for p in rows), tuple((p, 9.0) for p in rows)))
+    check_tables(core)
+    assert core.memory(0.0).heard == tuple((peer, 1) for peer in rows[-3:])

@@ -21,7 +21,8 @@ from protocols.wire import PENALTY_SIGNATURE, sign_revocation
 from simulations.rules import DROP, PASS
 from simulations.scenario import build
 from simulations.simulation import Simulation
-from tests.core_harness import SWARM, Bench, address, check_tables, contact, digest_of, identity, make_core, offer_of
+from tests.core_harness import SWARM, Bench, address, contact, digest_of, identity, make_core, offer_of
+from tests.core_tables import check_tables
 
 SECRET = b"the new key of the door"
 VICTIM = 9

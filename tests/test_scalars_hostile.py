@@ -32,7 +32,8 @@ from protocols.messages import (
 )
 from protocols.settings import ScalarSettings
 from protocols.wire import PENALTY_SIGNATURE, encode
-from tests.core_harness import Bench, check_tables, identity
+from tests.core_harness import Bench, identity
+from tests.core_tables import check_tables
 from tests.scalar_swarm import signed, small, some_codes
 
 AUTHORS = 60
