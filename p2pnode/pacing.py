@@ -17,7 +17,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.sizes import format_size
 
 RATE_MIN = 10_000  # bytes/s: a chunk of 256 KiB then takes 27 s, half of what peers wait for one
-BURST_S = 0.1  # what an idle time saves up: timers are late by less
+BURST_S = 0.1  # what an idle time or a late timer saves up; a longer stall is lost, else the time after it would exceed the rate
 PIECE_S = 0.05  # of the rate in one piece: how long a control frame may wait for the piece before it
 WINDOW_S = 0.1  # of the download rate that a peer may have under way: full speed from one peer at up to 70 ms, from two at 140
 SHARES = 8  # links that a frame's deadline expects a limited rate to be shared by

@@ -28,8 +28,13 @@ WINDOW_S = 10.0
 OVERHEAD_BYTES = 30  # of a piece on the wire: 12 of Yamux, 2 and 16 of Noise
 
 
-def crossings(pacer: Pacer, links: int, seconds: float, rng: random.Random, control: float = 0.0) -> list[tuple[float, int, int]]:
-    """(time, link, bytes) of greedy links that take pieces, and of control frames (link -1) with `control` bytes a second."""
+def crossings(
+    pacer: Pacer, links: int, seconds: float, rng: random.Random, control: float = 0.0, stall: tuple[float, float] = (0.0, 0.0)
+) -> list[tuple[float, int, int]]:
+    """(time, link, bytes) of greedy links that take pieces, and of control frames (link -1) with `control` bytes a second.
+
+    Between the times of `stall` nothing runs.
+    """
     piece = piece_bytes(pacer.rate, 65_000)
     waiting = [(0.0, link) for link in range(links)]
     if control:
@@ -46,6 +51,7 @@ def crossings(pacer: Pacer, links: int, seconds: float, rng: random.Random, cont
             heapq.heappush(waiting, (now + size / control, link))
             continue
         goes = now + pacer.book(piece + OVERHEAD_BYTES, now)
+        goes = stall[1] if stall[0] <= goes < stall[1] else goes
         made.append((goes, link, piece + OVERHEAD_BYTES))
         heapq.heappush(waiting, (goes + rng.uniform(0, 0.002), link))  # timers are late
     return sorted(made)
@@ -69,6 +75,18 @@ def test_the_rate_is_held_in_any_ten_seconds_and_used(rate: int, links: int) -> 
     made = crossings(Pacer(rate, 0.0), links, 25.0, random.Random(1))
     assert most_in_a_window(made, 1.0) <= 1.03 * rate * WINDOW_S
     assert sum(size for now, _, size in made if now <= 20) >= 0.98 * rate * 20
+
+
+@pytest.mark.parametrize("stall_s", [0.09, 0.3, 0.7, 5.0])
+@pytest.mark.parametrize("links", [1, 4])
+def test_a_process_that_stood_still_loses_no_more_than_that_and_makes_up_for_no_more_than_a_burst(
+    links: int, stall_s: float
+) -> None:
+    made = crossings(Pacer(200_000, 0.0), links, 25.0, random.Random(1), stall=(7.0, 7.0 + stall_s))
+    sent, whole = sum(size for now, _, size in made if now <= 20), 200_000 * 20
+    assert sent >= 0.98 * (whole - 200_000 * max(0.0, stall_s - BURST_S))
+    assert sent <= 1.02 * (whole - 200_000 * max(0.0, stall_s - BURST_S - 2 * links * PIECE_S))
+    assert most_in_a_window(made, 7.0) <= 1.05 * 200_000 * WINDOW_S
 
 
 def test_control_is_never_held_back_and_bulk_pays_for_it() -> None:

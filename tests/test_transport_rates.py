@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
+from p2pnode.pacing import BURST_S
 from p2pnode.transport import Flow, Rates, Ration, TransportLimits
 from protocols.events import Frame, PeerDown, PeerUp
 from tests.transports import Libp2pWorld, MemoryWorld, Node, World
@@ -16,6 +18,7 @@ from tests.transports import Libp2pWorld, MemoryWorld, Node, World
 RATE = 200_000
 SECONDS = 6.5
 WINDOW_S = 5.0  # the promise is about any ten seconds; what holds in five holds in ten
+LOOK_S = 0.02  # between two looks at the counts
 FRAME = bytes(20_000)  # small ones, so that shares are seen
 LIMITS = TransportLimits()
 
@@ -54,6 +57,15 @@ def busiest(samples: list[tuple[float, int]], since: float) -> float:
     return best
 
 
+def stood_still(samples: list[tuple[float, int]]) -> float:
+    """Seconds in which this process didn't run, beyond what a rate makes up for: it promises bytes for time, not for stalls.
+
+    They happen beside other work: a full garbage collection of a test process takes a quarter of a second of a whole core.
+    """
+    times = [now for now, _ in samples]
+    return sum(max(0.0, then - now - LOOK_S - BURST_S) for now, then in pairwise(times))
+
+
 async def slowest_round_trip(one: Node, two: Node, end: float) -> float:
     slowest, number = 0.0, 0
     while time.monotonic() < end:
@@ -83,10 +95,10 @@ async def test_both_rates_hold_on_the_wire_in_any_window_of_time(world: World) -
                 pass
         up.append((now, wire(sender)[0]))
         down.append((now, wire(reader)[1]))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(LOOK_S)
     for samples in (up, down):
         assert busiest(samples, since=1.0) <= 1.05 * RATE
-        assert samples[-1][1] >= 0.95 * RATE * samples[-1][0]
+        assert samples[-1][1] >= 0.95 * RATE * (samples[-1][0] - stood_still(samples))
     sent = [traffic.bytes_sent for traffic in sender.transport.traffic().values()]
     received = [traffic.bytes_received for traffic in reader.transport.traffic().values()]
     for shares in (sent, received):
