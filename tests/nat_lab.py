@@ -85,7 +85,7 @@ class Lab:
     def home(self, kind: str) -> Place:
         """One more home, behind a router that maps as `kind` says (CONE or SYMMETRIC)."""
         number = next(self._numbers)
-        place = self._stack.enter_context(_place(f"home {number}", HOME))
+        place = self._stack.enter_context(namespace(f"home {number}", HOME))
         inner, outer, address = f"lan{number}", f"wan{number}", f"45.0.{number}.1"
         command = [sys.executable, "-m", "tests.nat_lab", str(place.pid), kind, address, inner, outer]
         process = subprocess.Popen(self.public.inside(command), cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -101,14 +101,15 @@ class Lab:
 def lab() -> Iterator[Lab]:
     """A lab with nobody in it but the public place. Everything in it ends with the block."""
     with ExitStack() as stack:
-        public = stack.enter_context(_place("public", PUBLIC))
+        public = stack.enter_context(namespace("public", PUBLIC))
         public.run("ip", "address", "add", f"{PUBLIC}/32", "dev", "lo")
         public.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         yield Lab(public, stack)
 
 
 @contextmanager
-def _place(name: str, address: str) -> Iterator[Place]:
+def namespace(name: str, address: str) -> Iterator[Place]:
+    """A namespace of its own with nothing in it but loopback; it ends with the block."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 600"], stdout=subprocess.PIPE, text=True
     )
