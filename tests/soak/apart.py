@@ -92,7 +92,7 @@ def apart(folder: Path, outcome: Outcome, times: int = 1) -> Outcome:
 
 
 def _daemon(folder: Path, home: Namespace, number: int) -> Daemon:
-    where = {"listen": f"/ip4/{home.address}/tcp/{PORT}", "shard_index": number % 2}
+    where = {"listen": f"/ip4/{home.address}/tcp/{PORT}", "shard_index": number}
     name = f"{SIDES[number]}{number}"
     return Daemon(folder / name, {**SETTINGS, **where}, folder / f"{name}.log", soak.Place(tuple(home.inside(()))))
 

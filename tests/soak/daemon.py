@@ -25,7 +25,7 @@ from tests.processes import P2PNODE, ROOT, alive, environment
 READY_S_MAX = 90.0  # a start on a loaded machine; else 4
 UNTIL_S_MAX = 60.0
 LOOK_S = 0.05  # between two looks at a daemon's status: the control API answers questions and tells nothing by itself
-TASK = f"{ROOT / 'tests' / 'small_task.py'}:make_task"
+TASK = f"{ROOT / 'tests' / 'soak' / 'task.py'}:make_task"
 CHECKPOINT_EVERY = "checkpoint_every_s" if "checkpoint_every_s" in Config.__dataclass_fields__ else "save_every_s"
 
 Status = dict[str, Any]

@@ -93,7 +93,7 @@ def full_disk(folder: Path, times: int, outcome: Outcome) -> Outcome:
     """Fill and free the disk of one daemon so often, then start it on a full one. It is alone: others need nothing of it here."""
     back: list[float] = []
     with small_disk(folder / "small") as place:
-        settings = {**SETTINGS, "shard_count": 1, CHECKPOINT_EVERY: 0.2}
+        settings = {**SETTINGS, CHECKPOINT_EVERY: 0.2}
         daemon = Daemon(folder / "small" / "node", settings, folder / "small.log", place)
         try:
             daemon.start()

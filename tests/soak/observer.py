@@ -74,7 +74,7 @@ class Journal:
     path: Path
     told: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))  # digests by author and sequence
     latest: dict[str, int] = field(default_factory=dict)  # the highest sequence number of each author
-    heard: dict[str, Heard] = field(default_factory=dict)  # by digest
+    heard: dict[str, list[Heard]] = field(default_factory=lambda: defaultdict(list))  # by digest; the first of each number
     merges: list[tuple[float, str]] = field(default_factory=list)  # when, and the digest of an input
     _at: int = 0
 
@@ -96,9 +96,10 @@ class Journal:
             self.merges += [(line["at"], digest) for digest in line["merged"]]
             return
         author, sequence, digest = line["author"], line["sequence"], line["digest"]
-        self.told[author, sequence].add(digest)
+        if digest not in self.told[author, sequence]:
+            self.told[author, sequence].add(digest)
+            self.heard[digest].append(Heard(line["at"], author, sequence, line["age"]))
         self.latest[author] = max(self.latest.get(author, 0), sequence)
-        self.heard.setdefault(digest, Heard(line["at"], author, sequence, line["age"]))
 
     @property
     def reused(self) -> list[tuple[str, int]]:
@@ -109,15 +110,14 @@ class Journal:
         """Models that were merged though they were too old, unheard of, or not newer than what was merged of the author."""
         found, newest = [], dict[str, int]()
         for at, digest in self.merges:
-            heard = self.heard.get(digest)
-            if heard is None:
-                found.append(f"{digest[:12]} was never offered")
-            elif at - heard.at > age_s_max:
-                found.append(f"{digest[:12]} was {at - heard.at:.0f} s old")
-            elif heard.sequence <= newest.get(heard.author, -1):
-                found.append(f"number {heard.sequence} of {heard.author[-8:]} after {newest[heard.author]}")
-            else:
-                newest[heard.author] = heard.sequence
+            offers = self.heard.get(digest, [])
+            fresh = [one for one in offers if at - one.at <= age_s_max]
+            newer = [one for one in fresh if one.sequence > newest.get(one.author, -1)]
+            if newer:
+                newest[newer[-1].author] = newer[-1].sequence
+                continue
+            what = "was too old" if offers and not fresh else "is no news" if offers else "was never offered"
+            found.append(f"{digest[:12]} {what}: {[(one.author[-8:], one.sequence, round(at - one.at)) for one in offers]}")
         return found
 
 

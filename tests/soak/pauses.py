@@ -71,9 +71,10 @@ def _rejoined(swarm: Swarm, one: Daemon) -> None:
 def _nothing_stale(swarm: Swarm, one: Daemon, told: int, resumed: float) -> None:
     """What it said since is newer than what it had said before."""
     peer = swarm.peers[one.name]
-    late = [h for h in swarm.journal.read().heard.values() if h.author == peer and h.at > resumed and h.sequence <= told]
-    if late and one is not swarm.observer:
-        raise SoakError(f"{one.name} offered number {late[0].sequence} after {told}")
+    heard = (one for offers in swarm.journal.read().heard.values() for one in offers)
+    late = [offer.sequence for offer in heard if offer.author == peer and offer.at > resumed and offer.sequence <= told]
+    if late:
+        raise SoakError(f"{one.name} offered for the first time numbers {late} after {told}")
 
 
 def _other_trainer(one: Daemon, pid: int) -> Status:

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "fan_out": 8,  # everybody hears of every model, the observer too
     CHECKPOINT_EVERY: 0.5,
     "evaluate_every_s": 5,
-    "shard_count": 2,
+    "shard_count": 16,
 }
 _WRONG = re.compile(r"Traceback|never awaited|Task exception|\bCRITICAL\b|the core failed|a part of the node failed")
 
@@ -95,7 +95,7 @@ def swarm(folder: Path, victims: int, more: Mapping[str, Mapping[str, Any]] | No
     common = {**SETTINGS, **settings}
 
     def make(name: str, index: int, program: tuple[str, ...] = P2PNODE) -> Daemon:
-        own = {**common, "shard_index": index % common["shard_count"], **(more or {}).get(name, {})}
+        own = {**common, "shard_index": index, **(more or {}).get(name, {})}
         return Daemon(folder / name, own, folder / f"{name}.log", program=program)
 
     journal = folder / "journal.jsonl"
