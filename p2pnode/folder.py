@@ -15,10 +15,12 @@ from pathlib import Path
 
 from p2pnode.durable import FILE_MODE, write_whole
 from p2pnode.errors import ConfigError
+from p2pnode.seals import SEAL_BYTES, seal_of
 from protocols.identity import KEY_BYTES, Identity, peer_text
 
 FOLDER_MODE = 0o700
 KEY_FILE = "identity.key"
+KEY_FILE_BYTES = KEY_BYTES + SEAL_BYTES  # older versions wrote no seal
 LOCK_FILE = "lock"
 LOCK_BYTES_MAX = 32  # a process id, for people
 
@@ -46,15 +48,33 @@ def load_seed(folder: Path) -> bytes:
     path = folder / KEY_FILE
     try:
         if not path.exists():
-            write_whole(path, secrets.token_bytes(KEY_BYTES))
-        mode, seed = path.stat().st_mode, path.read_bytes()
+            _write_seed(path, secrets.token_bytes(KEY_BYTES))
+        mode, data = path.stat().st_mode, path.read_bytes()
+        if len(data) == KEY_BYTES and not mode & (stat.S_IRWXG | stat.S_IRWXO):
+            with contextlib.suppress(OSError):  # a full disk, or one that can only be read: another time
+                _write_seed(path, data)
     except OSError as error:
         raise _unusable(folder, error) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"others can read the private key {path}; run `chmod 600 {path}`, or remove it to get a new identity")
-    if len(seed) != KEY_BYTES:
-        raise ConfigError(f"{path} has {len(seed)} bytes instead of {KEY_BYTES}; restore it, or remove it to get a new identity")
+    try:
+        return seed_in(data)
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}; restore it, or remove it to get a new identity") from None
+
+
+def seed_in(data: bytes) -> bytes:
+    """The seed in the bytes of a key file. Raises ValueError, of which the text says what is wrong with the file."""
+    if len(data) not in (KEY_BYTES, KEY_FILE_BYTES):
+        raise ValueError(f"has {len(data)} bytes instead of {KEY_FILE_BYTES}")
+    seed, seal = data[:KEY_BYTES], data[KEY_BYTES:]
+    if seal and seal != seal_of(KEY_FILE, [seed]):
+        raise ValueError("is damaged: its seal is broken")
     return seed
+
+
+def _write_seed(path: Path, seed: bytes) -> None:
+    write_whole(path, seed + seal_of(KEY_FILE, [seed]))
 
 
 def peer_id(folder: Path) -> str:

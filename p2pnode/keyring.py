@@ -30,6 +30,7 @@ from p2pnode.durable import write_whole
 from p2pnode.errors import ConfigError
 from p2pnode.folder import load_seed, prepare_folder
 from p2pnode.invitation import EXPIRY_BYTES, ID_BYTES, SECRET_BYTES, SWARM_ID_BYTES, Invitation
+from p2pnode.seals import sealed, unsealed
 from protocols.identity import Identity, PeerId
 
 FILE = "swarm.key"
@@ -158,7 +159,7 @@ def save(folder: Path, ring: Keyring) -> None:
         "invitation": invitations.encode(ring.invitation) if ring.invitation else None,
         "founded": ring.founded,
     }
-    write_whole(folder / FILE, json.dumps(document).encode() + b"\n")
+    write_whole(folder / FILE, sealed(FILE, json.dumps(document)))
 
 
 def load(folder: Path) -> Keyring | None:
@@ -173,7 +174,8 @@ def load(folder: Path) -> Keyring | None:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"others can read the swarm's keys in {path}; run `chmod 600 {path}`")
     try:
-        return _parse(json.loads(text))
+        plain = text.count(b"\n") <= 1  # older versions wrote no seal, and people edit files
+        return _parse(json.loads(text if plain else unsealed(FILE, text)))
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
         raise ConfigError(f"{path} is damaged; restore it, or remove it and ask a member for an invitation") from None
 

@@ -1,8 +1,8 @@
 """What must not be lost of the ledger: runs, proofs, and the cut below which a snapshot stands for them.
 
-Owns four tables of `state.db`, and the file `signed`: how many steps of its own this node may have signed, for a day on which the
-database is lost or an old copy of it is put back. Never says that a run is durable before it is. A node that signed two things of
-one step would be void for all others, so one that knows less than it may have signed must not sign on (`LedgerStore.unknown`).
+Owns three tables of `state.db`, and the file `signed`: how many steps of its own this node may have signed, for a day on which
+the database is lost or an old copy of it is put back. Never says that a run is durable before it is. A node that signed two things
+of one step would be void for all others, so one that knows less than it may have signed must not sign on (`LedgerStore.unknown`).
 Calls block on the disk: the driver makes them in a thread of its own.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from p2pnode.durable import write_at
 from p2pnode.errors import ConfigError
+from p2pnode.seals import sealed, unsealed
+from p2pnode.state_db import insert, packed_cut, row_of, rows, unpacked_cut
 from protocols.effects import Log
 from protocols.entries import Mark, Proof, Restored, Run
 from protocols.identity import PeerId
@@ -22,24 +24,8 @@ from protocols.merkle import Digest
 SIGNED_FILE = "signed"
 STEPS_MAX = (1 << 63) - 1  # what SQLite's integers hold; a ledger's bound is lower
 RUN_ENTRIES_MAX = 4096  # of one row: several times `Limits.run_entries_max`; so few rows are looked at
+_PLAIN_BYTES = 85  # what older versions wrote: a scope of 32 bytes at most in hex, a blank, 20 digits
 _STEPS_DIGITS = 20  # fixed, so that the file is written over in place, within one sector of any disk
-
-# no WITHOUT ROWID: quick_check of SQLite 3.40 takes a sound table for damaged when its key is not its first columns (tested)
-TABLES = """
-CREATE TABLE IF NOT EXISTS ledger (
-    id INTEGER PRIMARY KEY CHECK (id = 1), scope BLOB NOT NULL, snapshot BLOB, size INTEGER
-) STRICT;
-CREATE TABLE IF NOT EXISTS runs (
-    author BLOB NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL,
-    PRIMARY KEY (author, first, count)
-) STRICT;
-CREATE TABLE IF NOT EXISTS proofs (
-    author BLOB NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL,
-    other_first INTEGER NOT NULL, other_count INTEGER NOT NULL, other_payload BLOB NOT NULL, other_signature BLOB NOT NULL,
-    PRIMARY KEY (signature, other_signature)
-) STRICT;
-CREATE TABLE IF NOT EXISTS cut (author BLOB PRIMARY KEY, count INTEGER NOT NULL, chain BLOB NOT NULL) STRICT;
-"""
 
 Snapshot = tuple[Digest, int]
 
@@ -56,22 +42,22 @@ class LedgerStore:
 
     def load(self, scope: bytes) -> Restored:
         """What is kept of the ledger of `scope` (swarm and schema). Raises ConfigError when another's is kept here."""
-        row = self._db.execute("SELECT scope, snapshot, size FROM ledger").fetchone()
+        row = next(iter(rows(self._db, "ledger")), None)
         steps = self._read_signed(scope)
         if row is None:
             with self._db:
-                self._db.execute("INSERT INTO ledger VALUES (1, ?, NULL, NULL)", (scope,))
-        elif row[0] != scope:
+                insert(self._db, "ledger", 1, scope, None, None, b"")
+        elif row[1] != scope:
             raise self._foreign()
         self.scope = scope
-        runs = self._db.execute("SELECT author, first, count, payload, signature FROM runs ORDER BY author, first").fetchall()
-        cut = self._db.execute("SELECT author, count, chain FROM cut ORDER BY author").fetchall()
-        proofs = self._db.execute("SELECT * FROM proofs ORDER BY signature").fetchall()
+        runs = rows(self._db, "runs", "ORDER BY author, first")
+        cut = unpacked_cut(row[4]) if row else []
+        proofs = rows(self._db, "proofs", "ORDER BY signature")
         restored = Restored(
             cut=tuple(Mark(PeerId(author), count, chain) for author, count, chain in cut),
             runs=tuple(Run(PeerId(author), *rest) for author, *rest in runs),
             proofs=tuple(Proof(Run(PeerId(row[0]), *row[1:5]), Run(PeerId(row[0]), *row[5:])) for row in proofs),
-            snapshot=None if row is None or row[1] is None else (Digest(row[1]), row[2]),
+            snapshot=None if row is None or row[2] is None else (Digest(row[2]), row[3]),
         )
         self._own = max((0, *_reach(restored.runs, self._me), *(mark.count for mark in restored.cut if mark.author == self._me)))
         self._signed = max(steps, self._own)
@@ -84,8 +70,7 @@ class LedgerStore:
 
     def _read_signed(self, scope: bytes) -> int:
         try:
-            text = (self._folder / SIGNED_FILE).read_text("ascii")
-            whose, _, steps = text.strip().partition(" ")
+            whose, _, steps = _unsealed((self._folder / SIGNED_FILE).read_bytes()).partition(" ")
             if bytes.fromhex(whose or "nothing") == scope:
                 return int(steps)
         except FileNotFoundError:
@@ -113,14 +98,12 @@ class LedgerStore:
                 if run.author == self._me:
                     self._forget_unsaid(run)
                 self._db.execute(
-                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET payload = excluded.payload, "
-                    "signature = excluded.signature WHERE runs.signature = x''",
-                    _row(run),
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET payload = excluded.payload, "
+                    "signature = excluded.signature, seal = excluded.seal WHERE runs.signature = x''",
+                    row_of("runs", *_row(run)),
                 )
-            self._db.executemany(
-                "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*_row(proof.one), *_row(proof.other)[1:]) for proof in proofs],
-            )
+            for proof in proofs:
+                insert(self._db, "proofs", *_row(proof.one), *_row(proof.other)[1:])
         self._own = max((self._own, *_reach(runs, self._me)))
         if any(not run.signature for run in runs) and self._own > self._signed:
             self._write_signed(self._own)
@@ -141,9 +124,8 @@ class LedgerStore:
     def trim(self, cut: tuple[Mark, ...], snapshot: Snapshot) -> None:
         """From now on `snapshot` stands for everything below `cut`. Raises sqlite3.Error when that isn't durable."""
         with self._db:
-            self._db.execute("UPDATE ledger SET snapshot = ?, size = ?", snapshot)
-            self._db.execute("DELETE FROM cut")
-            self._db.executemany("INSERT INTO cut VALUES (?, ?, ?)", [(mark.author, mark.count, mark.chain) for mark in cut])
+            packed = packed_cut([(mark.author, mark.count, mark.chain) for mark in cut])
+            insert(self._db, "ledger", 1, self.scope, *snapshot, packed)
             self._db.executemany(
                 "DELETE FROM runs WHERE author = ? AND first + count <= ?", [(mark.author, mark.count) for mark in cut]
             )
@@ -151,8 +133,15 @@ class LedgerStore:
 
     def _write_signed(self, steps: int) -> None:
         """Only after the database has them: so the file never tells of more than that, unless the database was lost."""
-        write_at(self._folder / SIGNED_FILE, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}\n".encode())
+        write_at(self._folder / SIGNED_FILE, sealed(SIGNED_FILE, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}"))
         self._signed = steps
+
+
+def _unsealed(data: bytes) -> str:
+    """What the file says; older versions left it without a seal, on one line. Raises ValueError."""
+    if data.endswith(b"\n") and data.count(b"\n") == 1 and len(data) <= _PLAIN_BYTES:
+        return data.decode("ascii").strip()
+    return unsealed(SIGNED_FILE, data)
 
 
 def _row(run: Run) -> tuple[PeerId, int, int, bytes, bytes]:

@@ -146,7 +146,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _part_politely(self, parts: Parts) -> None:
-        await parts.records.remember(self._look().known, self.addresses)
+        await parts.records.remember(self._look().known, self._links, self.addresses)
         settled = await parts.jobs.settle(SETTLE_S_MAX)
         if parts.journal is not None:
             with suppress(TimeoutError):
@@ -231,7 +231,7 @@ class Node:
     async def _remember_for_ever(self, parts: Parts) -> None:
         while True:
             await asyncio.sleep(REMEMBER_S)
-            await parts.records.remember(self._look().known, self.addresses)
+            await parts.records.remember(self._look().known, self._links, self.addresses)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -32,7 +32,8 @@ from p2pnode.records import Records
 from p2pnode.scalar_jobs import ScalarJobs
 from p2pnode.sizes import format_size
 from p2pnode.sources import sources_of
-from p2pnode.store import MODEL_FILE, STATE_FILE, Store
+from p2pnode.state_db import STATE_FILE
+from p2pnode.store import MODEL_FILE, Store
 from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import Transport
 from p2pnode.uploads import Uploads

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from p2pnode.checkpoints import Checkpoint
 from p2pnode.entry import note_addresses
 from p2pnode.store import Record, Store
 from protocols.entries import Restored
+from protocols.identity import PeerId
 from protocols.messages import Contact
 
 T = TypeVar("T")
@@ -75,11 +77,16 @@ class Records:
                 self.state = "ok"
                 return
 
-    async def remember(self, contacts: tuple[Contact, ...], addresses: tuple[str, ...]) -> None:
+    async def remember(self, contacts: tuple[Contact, ...], links: Mapping[PeerId, str], addresses: tuple[str, ...]) -> None:
         """Keep where peers were reached, and where we listen ourselves. A disk that won't is told of by `keep`."""
+        now = dict(links)
         with suppress(*DISK_ERRORS):
-            await self._do(lambda: self.store.remember(contacts))
+            await self._do(lambda: self.store.remember(contacts, now))
             await self._do(lambda: note_addresses(self.store, addresses))
+
+    async def commit(self, checkpoint: Checkpoint) -> None:
+        """Returns once it counts. Raises OSError or sqlite3.Error when it doesn't."""
+        await self._do(lambda: self.store.commit(checkpoint))
 
     async def note(self, key: str, value: str) -> None:
         """Keep a small thing. Raises sqlite3.Error."""

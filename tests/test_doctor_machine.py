@@ -50,7 +50,7 @@ async def test_a_key_that_others_can_read(tmp_path: Path) -> None:
 async def test_a_key_that_is_cut_off(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     (folder / "identity.key").write_bytes(SEED[:20])
-    says(named(await examine(folder, config_of(folder)), "key"), Level.FAIL, "20 bytes instead of 32")
+    says(named(await examine(folder, config_of(folder)), "key"), Level.FAIL, "20 bytes instead of 40")
 
 
 async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:

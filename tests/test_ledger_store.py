@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -135,7 +134,7 @@ def damage(folder: Path) -> None:
 
 @pytest.mark.parametrize("mishap", [lose, damage])
 def test_who_lost_the_database_knows_how_much_it_may_have_signed(folder: Path, mishap: Any) -> None:
-    me = PeerId(Identity((folder / "identity.key").read_bytes()).peer) if folder.exists() else wrote(folder)
+    me = wrote(folder)
     wrote(folder, run_of(me, 0, 300, b""), run_of(OTHER, 0, 900))
     mishap(folder)
     assert reopened(folder) == (Restored(), 300)
@@ -320,12 +319,3 @@ async def test_who_was_paused_by_a_person_stays_so(folder: Path) -> None:
     await desk.until_told(Logged(1))
     assert desk.told == [Pause(True), Pause(True), Logged(1)]
     await desk.close()
-
-
-def test_tables_are_added_to_a_state_of_before(folder: Path) -> None:
-    Store(folder).close()
-    with sqlite3.connect(folder / STATE_FILE) as db:
-        for table in ("ledger", "runs", "proofs", "cut"):
-            db.execute(f"DROP TABLE {table}")
-    db.close()
-    assert reopened(folder) == (Restored(), 0)

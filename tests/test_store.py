@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 from p2pnode.blobs import Blobs
 from p2pnode.errors import ConfigError
 from p2pnode.folder import KEY_FILE, LOCK_FILE
-from p2pnode.store import MODEL_FILE, PEERS_MAX, SEQUENCE_JUMP, STATE_FILE, Record, Store
+from p2pnode.numbers import JUMP, RESERVED_FILE
+from p2pnode.state_db import STATE_FILE
+from p2pnode.store import MODEL_FILE, PEERS_MAX, Record, Store
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest, Tree, chunk_count, leaves
@@ -62,7 +64,7 @@ def test_modes_are_tight_and_the_identity_stays(folder: Path) -> None:
     store.close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     store = Store(folder)
     assert store.seed == seed
     store.close()
@@ -80,7 +82,7 @@ def test_a_key_that_others_can_read_is_refused(folder: Path) -> None:
 def test_a_damaged_key_and_a_folder_others_may_write_in_are_refused(folder: Path) -> None:
     Store(folder).close()
     (folder / KEY_FILE).write_bytes(b"short")
-    with pytest.raises(ConfigError, match="5 bytes instead of 32"):
+    with pytest.raises(ConfigError, match="5 bytes instead of 40"):
         Store(folder)
     folder.chmod(0o777)
     with pytest.raises(ConfigError, match="others may write in the data folder"):
@@ -146,7 +148,7 @@ def test_remembered_peers_are_bounded_and_the_latest_come_first(folder: Path) ->
     store.close()
 
 
-def test_a_damaged_state_is_put_aside_and_numbers_go_on_far_above(folder: Path) -> None:
+def test_a_damaged_state_is_put_aside_and_no_number_comes_again(folder: Path) -> None:
     store = Store(folder)
     store.write(Record(7, 140, 140, b"d" * 32))
     save_model(store, sequence=7, age=140, steps=140)
@@ -154,16 +156,22 @@ def test_a_damaged_state_is_put_aside_and_numbers_go_on_far_above(folder: Path) 
     damaged = b"not a database" * 500
     (folder / STATE_FILE).write_bytes(damaged)
     record, remarks = reopened(folder)
-    assert record == Record(7 + SEQUENCE_JUMP, 140, 140)
-    assert [remark.split(" ")[0] for remark in remarks] == [STATE_FILE, STATE_FILE]
+    assert record == Record(7, 140, 140), "the stop was clean, and `reserved` says how far it had come"
+    assert [remark.split(" ")[0] for remark in remarks] == [STATE_FILE]
     assert (folder / f"{STATE_FILE}.unreadable-1").read_bytes() == damaged
-    assert reopened(folder)[0].sequence >= 7 + SEQUENCE_JUMP
+    (folder / STATE_FILE).unlink()
+    (folder / RESERVED_FILE).write_bytes(b"7 clean\nnot its seal\n")
+    record, remarks = reopened(folder)
+    assert record.sequence == 7 + JUMP
+    assert len(remarks) == 2
+    assert reopened(folder)[0].sequence >= 7 + JUMP
 
 
 def test_a_state_of_a_newer_version_is_refused(folder: Path) -> None:
     Store(folder).close()
     with sqlite3.connect(folder / STATE_FILE) as db:
         db.execute("PRAGMA user_version = 99")
+        db.execute(f"PRAGMA application_id = {0x70327000 + 99}")
     db.close()
     with pytest.raises(ConfigError, match="written by a newer p2pnode"):
         Store(folder)

@@ -16,7 +16,7 @@ from p2pnode.access import Access, Known
 from p2pnode.config import Config
 from p2pnode.doctor.finding import Finding, fail, ok
 from p2pnode.errors import ConfigError
-from p2pnode.folder import KEY_FILE
+from p2pnode.folder import KEY_FILE, seed_in
 from p2pnode.invitation import Invitation, check_time, date, decode, is_invitation
 from p2pnode.keyring import Keyring
 from p2pnode.transport import Gate, OpenGate
@@ -91,10 +91,8 @@ def read_ring(folder: Path) -> tuple[Keyring | None, list[Finding]]:
 def credentials(folder: Path, config: Config, ring: Keyring | None, targets: Targets) -> tuple[bytes, Gate, str]:
     """Key, gate and swarm name to knock with when no daemon runs. Draws a key for this once where the folder has none."""
     try:
-        seed = (folder / KEY_FILE).read_bytes()
-    except OSError:
-        seed = b""
-    if len(seed) != KEY_BYTES:
+        seed = seed_in((folder / KEY_FILE).read_bytes())
+    except (OSError, ValueError):
         seed = secrets.token_bytes(KEY_BYTES)
     invitation = targets.invitation
     if ring is None and invitation is not None:

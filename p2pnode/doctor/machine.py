@@ -15,10 +15,9 @@ from pathlib import Path
 
 from p2pnode.doctor.finding import Finding, fail, ok, unknown, warn
 from p2pnode.durable import FILE_MODE
-from p2pnode.folder import FOLDER_MODE, KEY_FILE
+from p2pnode.folder import FOLDER_MODE, KEY_FILE, seed_in
 from p2pnode.open_files import files_needed
 from p2pnode.transport import TransportLimits
-from protocols.identity import KEY_BYTES
 
 DISK_BYTES_FAIL = 64 << 20  # less, and the state or a model of some size can't be written
 DISK_BYTES_WARN = 1 << 30  # peers' models wait here, four times the largest one at most
@@ -74,11 +73,19 @@ def _check_secret(path: Path) -> Iterator[Finding]:
         yield fail("key", text, f"run `chmod {FILE_MODE:o} {path}`; whoever read it can pose as this node", str(path))
     elif not os.access(path, os.R_OK):
         yield fail("key", f"{path} can't be read by this user", f"run `chmod {FILE_MODE:o} {path}` as its owner", str(path))
-    elif path.name == KEY_FILE and found.st_size != KEY_BYTES:
-        text = f"{path} has {found.st_size} bytes instead of {KEY_BYTES}"
-        yield fail("key", text, "restore it from a copy, or remove it to get a new identity", str(path))
+    elif path.name == KEY_FILE and (why := _damage(path)):
+        yield fail("key", f"{path} {why}", "restore it from a copy, or remove it to get a new identity", str(path))
     else:
         yield ok("key", f"{path.name} is closed to others", str(path))
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a key file that can be read."""
+    try:
+        seed_in(path.read_bytes())
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_disk(folder: Path) -> Iterator[Finding]:

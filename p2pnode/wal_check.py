@@ -1,0 +1,64 @@
+"""Whether SQLite's write-ahead log is whole: what SQLite itself passes over in silence.
+
+Owns the reading of one file; never changes it. SQLite takes a log up to the first frame that isn't sound and forgets the rest,
+which is right after a power cut (what was not synced was never confirmed), not after a flipped bit: then confirmed changes are
+gone. From the file alone the two can be told apart only when sound frames follow; so both are said.
+
+Source: SQLite's file format, section 4 (the WAL: header, frames, salts, cumulative checksums).
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+HEADER_BYTES = 32
+FRAME_BYTES = 24
+_MAGIC = (0x377F0682, 0x377F0683)  # checksums over little-endian and over big-endian words
+
+Sums = tuple[int, int]
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with the log at `path`, for a person; None when it is whole, empty or not there. Raises OSError."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if not data:
+        return None
+    magic, _, page_bytes = struct.unpack_from(">III", data.ljust(HEADER_BYTES, b"\0"))
+    order = "<" if magic == _MAGIC[0] else ">"
+    sums = _sums(data[: HEADER_BYTES - 8], (0, 0), order)
+    if magic not in _MAGIC or data[24:HEADER_BYTES] != struct.pack(">II", *sums):
+        return "its header is damaged"
+    return _frames(memoryview(data), page_bytes, order, sums)
+
+
+def _frames(data: memoryview, page_bytes: int, order: str, sums: Sums) -> str | None:
+    salts, step = data[16:24], FRAME_BYTES + page_bytes
+    starts = range(HEADER_BYTES, len(data) - step + 1, step)
+    for number, at in enumerate(starts):
+        ours = data[at + 8 : at + 16] == salts
+        expected = _sums(data[at : at + 8], sums, order)
+        expected = _sums(data[at + FRAME_BYTES : at + step], expected, order)
+        said = struct.unpack_from(">II", data, at + 16)
+        if said == expected and ours:
+            sums = expected
+        elif said == expected:
+            return f"frame {number} is damaged"
+        elif ours or any(data[later + 8 : later + 16] == salts for later in starts[number + 1 :]):
+            return f"it is damaged or cut off at frame {number} of {len(starts)}"
+        else:
+            return None  # what follows is of an earlier log in the same file
+    rest = len(data) - HEADER_BYTES - len(starts) * step
+    return f"it is cut off after frame {len(starts)}" if rest else None
+
+
+def _sums(data: bytes | memoryview, sums: Sums, order: str) -> Sums:
+    one, two = sums
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return one, two
