@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import hypothesis  # noqa: F401 - before anything is frozen: when imported it looks for referrers, and finds none that are
 import pytest
 
 from p2pnode import faults
