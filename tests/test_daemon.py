@@ -18,7 +18,7 @@ import pytest
 
 from p2pnode.control import SOCKET_FILE, ControlError, NotRunning, ask
 from p2pnode.invitation import decode
-from p2pnode.store import STATE_FILE
+from p2pnode.state_db import STATE_FILE
 from protocols.identity import Identity, peer_text
 
 ROOT = Path(__file__).parent.parent

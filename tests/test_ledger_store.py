@@ -19,7 +19,8 @@ from p2pnode.errors import ConfigError
 from p2pnode.journal import Journal
 from p2pnode.ledger_store import SIGNED_FILE, LedgerStore
 from p2pnode.records import Records
-from p2pnode.store import STATE_FILE, Store
+from p2pnode.state_db import STATE_FILE
+from p2pnode.store import Store
 from protocols.effects import Log, Trim
 from protocols.entries import Mark, Proof, Restored, Run
 from protocols.events import Logged, Pause

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from p2pnode.control import NotRunning, ask
-from p2pnode.store import STATE_FILE
+from p2pnode.state_db import STATE_FILE
 from protocols.identity import PeerId, peer_from_text
 from tests.processes import p2pnode
 from tests.test_daemon import START_S, TASK, Daemon

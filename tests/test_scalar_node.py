@@ -17,7 +17,7 @@ import pytest
 from p2pnode import Config, ConfigError, Node
 from p2pnode.config import PRESETS
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
-from p2pnode.store import STATE_FILE
+from p2pnode.state_db import STATE_FILE
 from protocols.identity import peer_from_text
 from protocols.limits import LAPTOP
 from tests.small_task import make_task, make_wide_task
