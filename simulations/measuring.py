@@ -11,7 +11,7 @@ from collections import Counter
 
 from protocols.core import Snapshot
 from simulations import topology
-from simulations.checks import isolated
+from simulations.checks import LOOK_S, isolated
 from simulations.ledger_checks import Ending, LedgerChecks, per_link
 from simulations.node import Node, Surroundings
 from simulations.result import Point, Result
@@ -27,6 +27,12 @@ class Measuring:
         self._began = time.perf_counter()
         self._series: list[Point] = []
         self._settled: float | None = None  # when all ledgers were equal for the first time after the pause
+        self._harm: float | None = None  # when the network was last whole again, or the disaster was
+        self._apart: float | None = None  # the last look since then at which somebody was alone or the overlay in parts
+
+    def harmed(self) -> None:
+        """From now on the overlay may mend: a disaster is over, or the parts of the network reach each other again."""
+        self._harm, self._apart = self._around.world.now, None
 
     def look(self) -> None:
         """A look into every node: its tables, and whether ledgers are equal by now."""
@@ -38,6 +44,8 @@ class Measuring:
         for node, seen in living:
             around.checks.look(now, node.index, seen)
             around.checks.table(now, node.index, "links", around.network.links_of(node), around.limits.links_max)
+        if self._harm is not None and self._components(living) > 1:
+            self._apart = now
 
     def evaluate(self) -> None:
         """One more point of the series, unless there is one for this moment."""
@@ -80,18 +88,25 @@ class Measuring:
             left=len(swarm.leaving),
             isolated=alone,
             components=parts,
+            rejoined_s=self._rejoined(),
             faults=dict(sorted(faults.items())),
             violations=around.checks.sentences,
             series=list(self._series),
             scalars=ending,
         )
 
+    def _rejoined(self) -> float | None:
+        """From the disaster, or the parts' reunion, until the overlay was one, with everybody in it, and stayed so."""
+        if self._harm is None or (self._apart is not None and self._apart > self._around.world.now - LOOK_S):
+            return None
+        return 0.0 if self._apart is None else self._apart + LOOK_S - self._harm
+
     def _promises(self, alone: list[int], parts: int) -> None:
         """L1, and the accuracy that the scenario promises."""
         now, scenario, checks = self._around.world.now, self._scenario, self._around.checks
-        for index in alone if scenario.nodes > 1 else ():
+        for index in alone if scenario.nodes > 1 and scenario.mends else ():
             checks.violated(now, index, "L1", "ends without an active peer")
-        if parts - len(alone) > 1:
+        if parts - len(alone) > 1 and scenario.mends:
             checks.violated(now, None, "L1", f"the overlay ends in {parts} parts")
         accuracy = self._series[-1].accuracy_mean if self._series else 0.0
         if accuracy < scenario.target_accuracy:

@@ -10,14 +10,16 @@ Idea: Jepsen's nemesis; TigerBeetle's VOPR (a safety phase with faults, then a h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from random import Random
 
+from simulations.availability import nights
 from simulations.network import Network
-from simulations.rules import Rules, loss, partition
+from simulations.partitions import plan_partition
+from simulations.rules import Rules, loss
 from simulations.scenario import Scenario
 from simulations.swarm import Swarm
 from simulations.world import World
@@ -32,15 +34,19 @@ class Act(Enum):
     VANISH = "vanish"  # a node's power fails
     JOIN = "join"  # somebody new comes
     CUT = "cut"  # a link breaks, with all that is under way on it
+    SLEEP = "sleep"  # a node goes off, with or without a goodbye
+    DISASTER = "disaster"  # many vanish at once, for good
 
 
 @dataclass(frozen=True, slots=True)
 class Misfortune:
-    """One act, at a virtual second. `back`: whoever vanishes is up again then, with its disk; infinite: it isn't."""
+    """One act, at a virtual second. `back`: who is taken away is up again then, with its disk; infinite: it isn't. `who`: its
+    number; None: drawn among those who are up."""
 
     at: float
     act: Act
     back: float = math.inf
+    who: int | None = None
 
 
 def schedule(scenario: Scenario, randomness: Random) -> list[Misfortune]:
@@ -59,9 +65,22 @@ def schedule(scenario: Scenario, randomness: Random) -> list[Misfortune]:
         acts.extend(Misfortune((minute + randomness.random()) * MINUTE_S, Act.JOIN) for _ in range(int(owed_join)))
         owed_leave, owed_join = owed_leave % 1, owed_join % 1
         minute += 1
+    if scenario.loss_fraction:
+        acts.append(Misfortune(scenario.disaster_s, Act.DISASTER))
     cuts = int(scenario.cuts_per_minute * scenario.nodes * until / MINUTE_S)
     acts.extend(Misfortune(randomness.random() * until, Act.CUT) for _ in range(cuts))
     return sorted((one for one in acts if one.at < until), key=lambda one: one.at)
+
+
+def sleeps(scenario: Scenario, world: World) -> list[Misfortune]:
+    """When which of the first nodes is off; liars never are."""
+    honest = range(scenario.nodes - scenario.garblers - scenario.equivocators)
+    until = scenario.seconds - scenario.heal_s
+    return [
+        Misfortune(start, Act.SLEEP, end if end < scenario.seconds else math.inf, who)
+        for who in honest
+        for start, end in nights(scenario, world.randomness("nights", who), until)
+    ]
 
 
 def _back(scenario: Scenario, act: Act, at: float, until: float, randomness: Random) -> float:
@@ -75,50 +94,65 @@ class Nemesis:
     """Carries out a schedule, and what a scenario does to the network."""
 
     def __init__(
-        self, scenario: Scenario, world: World, network: Network, rules: Rules, swarm: Swarm, acts: Sequence[Misfortune]
+        self,
+        scenario: Scenario,
+        world: World,
+        network: Network,
+        rules: Rules,
+        swarm: Swarm,
+        acts: Sequence[Misfortune],
+        harmed: Callable[[], None],
     ) -> None:
+        """`harmed` is called when a disaster is over, and when parts reach each other again."""
+        self._harmed = harmed
         self._scenario, self._world, self._network, self._rules = scenario, world, network, rules
         self._swarm, self._acts = swarm, acts
         self._victims, self._cuts = world.randomness("victims"), world.randomness("cuts")
+        self._nights = world.randomness("goodnight")
 
     def plan(self) -> None:
         """Put everything on the clock."""
         scenario, world = self._scenario, self._world
         joiner = scenario.nodes
-        for one in self._acts:
-            if one.act is Act.JOIN:
-                world.at(one.at, partial(self._swarm.start, joiner))
-                joiner += 1
-            elif one.act is Act.CUT:
-                world.at(one.at, self._cut)
-            else:
-                world.at(one.at, partial(self._take_away, one))
+        for one in [*self._acts, *sleeps(scenario, world)]:
+            match one.act:
+                case Act.JOIN:
+                    world.at(one.at, partial(self._swarm.start, joiner))
+                    joiner += 1
+                case Act.CUT:
+                    world.at(one.at, self._cut)
+                case Act.DISASTER:
+                    world.at(one.at, self._disaster)
+                case Act.LEAVE | Act.VANISH | Act.SLEEP:
+                    world.at(one.at, partial(self._take_away, one))
         if scenario.partition_for_s:
-            world.at(scenario.partition_s, self._part)
+            plan_partition(scenario, world, self._rules, self._swarm.identities)
+            world.at(scenario.partition_s + scenario.partition_for_s, self._harmed)
         if scenario.loss:
             lift = self._rules.add(loss(scenario.loss, world.randomness("loss")))
             if scenario.heal_s:
                 world.at(scenario.seconds - scenario.heal_s, lift)
 
-    def _part(self) -> None:
-        """The nodes fall into two halves, newcomers by their number, until it is over."""
-        order = list(range(self._swarm.identities))
-        self._world.randomness("halves").shuffle(order)
-        lift = self._rules.add(partition(frozenset(order[: len(order) // 2])))
-        self._world.at(self._world.now + self._scenario.partition_for_s, lift)
-
     def _take_away(self, one: Misfortune) -> None:
-        """Somebody who is up, and neither bootstrap nor liar, goes."""
-        swarm = self._swarm
-        if able := swarm.able():
-            index = self._victims.choice(able)
-            swarm.leaving.add(index)
-            if one.act is Act.VANISH:
-                swarm.nodes[index].vanish()
-                if math.isfinite(one.back):
-                    self._world.at(one.back, partial(swarm.start, index))
-            else:
-                swarm.nodes[index].leave()
+        """Somebody who is up goes: who is named, or one who is neither bootstrap nor liar."""
+        able = self._swarm.able() if one.who is None else [one.who] * self._swarm.up(one.who)
+        if able:
+            index = self._victims.choice(able) if one.who is None else one.who
+            silent = one.act is Act.VANISH or (one.act is Act.SLEEP and self._nights.random() < self._scenario.crash_share)
+            self._swarm.take_away(index, one.back, silent=silent)
+
+    def _disaster(self) -> None:
+        """Many of those who are up vanish for good."""
+        swarm, scenario = self._swarm, self._scenario
+        able = [index for index in swarm.nodes if swarm.up(index) and index not in swarm.liars]
+        many = round(scenario.loss_fraction * len(able))
+        if scenario.disaster_victims == "linked":
+            victims = sorted(able, key=lambda index: (-swarm.links(index), index))[:many]
+        else:
+            victims = self._world.randomness("disaster").sample(sorted(able), many)
+        for index in victims:
+            swarm.take_away(index, math.inf, silent=True)
+        self._harmed()
 
     def _cut(self) -> None:
         """A link breaks."""

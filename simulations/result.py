@@ -49,6 +49,9 @@ class Result:
     violations: list[str]
     series: list[Point]
     scalars: Ending | None = None  # in shared-seed mode
+    # from the disaster, or the end of a partition or of islands, until the overlay was one with every node older than `grace_s`
+    # in it, and stayed so; to a second (`checks.LOOK_S`). None: nothing of the kind happened, or it isn't one at the end
+    rejoined_s: float | None = None
 
     @property
     def ok(self) -> bool:

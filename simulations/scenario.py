@@ -109,6 +109,11 @@ class Scenario(Faults):
             raise ScenarioError(wrong)
         self.protocol_limits()
 
+    @property
+    def mends(self) -> bool:
+        """Whether one overlay is promised for the end: not where fixed neighbours were lost in a disaster."""
+        return not self.loss_fraction or self.topology == "overlay" or self.repair
+
     def gossip(self) -> GossipSettings:
         """The part the core is told."""
         share = self.self_weight or None

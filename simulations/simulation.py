@@ -44,7 +44,7 @@ class Simulation:
         latency_s = (milliseconds[0] / 1000, milliseconds[1] / 1000)
         self.network = Network(self.world, self.rules, latency_s, scenario.bandwidth_mbit, scenario.dial_timeout_s)
         scope = swarm_digest(SWARM) + self.learners.digest
-        self.checks = Checks(limits, scope, self.learners.schema.size, overlay=self.graph is None)
+        self.checks = Checks(limits, scope, self.learners.schema.size, overlay=self.graph is None or scenario.repair)
         self.around = Surroundings(
             self.world, self.network, self.learners, self.checks, Library(), limits,
             scenario.merge_inputs_max, scenario.merge_s, scenario.fsync_s,
@@ -52,7 +52,7 @@ class Simulation:
         self.swarm = Swarm(scenario, self.around, self.graph, identities)
         self.nodes = self.swarm.nodes
         self._measuring = Measuring(scenario, self.around, self.swarm)
-        self._plan(Nemesis(scenario, self.world, self.network, self.rules, self.swarm, acts))
+        self._plan(Nemesis(scenario, self.world, self.network, self.rules, self.swarm, acts, self._measuring.harmed))
 
     def run(self, progress: Progress | None = None) -> Result:
         """Play it to the end. `progress` is told the virtual time now and then."""

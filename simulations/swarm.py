@@ -6,8 +6,10 @@ nor what a node does once it is up (its core).
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from protocols.core import Core, CoreSettings, Snapshot
@@ -26,10 +28,12 @@ from simulations.scenario import Scenario
 
 
 class Swarm:
-    """The nodes of a run, by number. `graph`: fixed neighbours, or None; `identities`: how many will ever be there."""
+    """The nodes of a run, by number. `graph`: who is linked to whom where that is given, for good or (`repair`) at first;
+    `identities`: how many will ever be there.
+    """
 
     def __init__(self, scenario: Scenario, around: Surroundings, graph: list[list[int]] | None, identities: int) -> None:
-        self._scenario, self._around, self._graph = scenario, around, graph
+        self._scenario, self._around, self.graph = scenario, around, graph
         self.nodes: dict[int, Node] = {}
         self.identities = identities
         self._schema = around.learners.digest
@@ -62,17 +66,24 @@ class Swarm:
         name = ("core", index) if life == 1 else ("core", index, life)
         ledger = None if recipe is None else self._remembers(node, factor, drawn, life)
         addresses = self._contacts[index].addresses
-        core = Core(key, self._settings(index), model, world.randomness(*name), world.now, addresses, ledger=ledger)
+        neighbours = self._neighbours(index)
+        settings = self._settings(index, None if self._scenario.repair else neighbours)
+        known = (neighbours or ()) if self._scenario.repair else ()
+        core = Core(key, settings, model, world.randomness(*name), world.now, addresses, known, ledger)
         node.start(core if index not in self.liars else self._liar(index, core))
         if self.quiet:
             node.handle(Pause(True))
-        if self._graph is None:
-            known = [self._contacts[one].addresses[0] for one in range(scenario.bootstraps) if one != index]
-            node.handle(Join(tuple(known)))
+        if self.graph is None or index >= len(self.graph):
+            node.handle(Join(tuple(self._contacts[one].addresses[0] for one in range(scenario.bootstraps) if one != index)))
 
-    def _settings(self, index: int) -> CoreSettings:
+    def _neighbours(self, index: int) -> tuple[Contact, ...] | None:
+        """Those of a given graph; newcomers have none."""
+        if self.graph is None or index >= len(self.graph):
+            return None
+        return tuple(self._contacts[other] for other in self.graph[index])
+
+    def _settings(self, index: int, neighbours: tuple[Contact, ...] | None) -> CoreSettings:
         scenario, learners = self._scenario, self._around.learners
-        neighbours = None if self._graph is None else tuple(self._contacts[other] for other in self._graph[index])
         scalars = None if learners.recipe is None else scenario.scalars(learners.recipe.code)
         return CoreSettings(
             SWARM, self._schema, learners.samples(index), self._around.limits, scenario.gossip(), neighbours,
@@ -102,6 +113,26 @@ class Swarm:
         """Who is up, and neither bootstrap nor liar, nor about to leave."""
         safe = self.leaving.union(self.liars, range(self._scenario.bootstraps))
         return [index for index, node in sorted(self.nodes.items()) if node.alive and index not in safe]
+
+    def up(self, index: int) -> bool:
+        """Whether node `index` is up and isn't about to leave."""
+        return index in self.nodes and self.nodes[index].alive and index not in self.leaving
+
+    def links(self, index: int) -> int:
+        """How many links node `index` has: in the graph, where one is given."""
+        if self.graph is not None and index < len(self.graph):
+            return len(self.graph[index])
+        return self._around.network.links_of(self.nodes[index])
+
+    def take_away(self, index: int, back: float, *, silent: bool) -> None:
+        """Node `index` goes, without a word or with a goodbye, and is up again at `back`, which may be never."""
+        self.leaving.add(index)
+        if silent:
+            self.nodes[index].vanish()
+        else:
+            self.nodes[index].leave()
+        if math.isfinite(back):
+            self._around.world.at(back, partial(self.start, index))
 
     @property
     def quiet(self) -> bool:
