@@ -1,7 +1,8 @@
-"""Learning inside the training process: local steps, merges behind a gate, evaluation, models as blobs.
+"""Learning inside the training process: local steps, merges behind a gate, evaluation, models as blobs, checkpoints.
 
-Owns the model and its optimizer. It must never let a model leave, or replace its own, that isn't finite. What it merges comes
-from strangers: shapes, types and values are checked by `protocols.tensors` and the merge rule before anything is touched.
+Owns the model and what learns it. It must never let a model leave, or replace its own, that isn't finite. What it merges comes
+from strangers: shapes, types and values are checked by `protocols.tensors` and the merge rule before anything is touched. A disk
+that is full ends nothing: what can't be handed over is kept here, learnt on, and tried again.
 
 After a merge the optimizer keeps its momentum: the merged model is near the old one and momentum is what lets sparse
 exchanges pay (measured: digits, 4 nodes, Dirichlet 0.3, see `tasks/digits.py`). The gate compares with knowing nothing, not
@@ -15,114 +16,95 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from p2pnode.checkpoint_files import CheckpointFile, Tensors, generators, put_back_generators, write_checkpoint
 from p2pnode.errors import ConfigError
+from p2pnode.evaluating import evaluating, tested
 from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
+from p2pnode.pulse import Pulse
+from p2pnode.pupil import Pupil
 from p2pnode.scalar_learner import Scalars, agreed_digest, driven, scope_of
 from p2pnode.scalar_results import ProbeResult
-from p2pnode.task import Shard, Task, make
-from p2pnode.tasks.samples import Samples, shuffled
-from p2pnode.trainer import Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
+from p2pnode.task import Shard, make
+from p2pnode.tasks.samples import Samples
+from p2pnode.trainer_results import CheckpointResult, Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
 from protocols import tensors
 from protocols.merging import BadInput, MergeRule, rule_named
 from protocols.merkle import Digest, Tree
 
 PROTOCOLS = ("models", "scalars", "both")
-LOCAL_FILE = "local.safetensors"  # in combined mode: the model without what is learned from scalars
+LOCAL_FILE = "local.safetensors"  # of before there were checkpoints: a combined model without what is learned from scalars
 VALIDATION_SAMPLES_MAX = 256  # of the local training data, for the gate: one batch, a few milliseconds
-EVALUATION_BATCH = 1000  # test samples at a time: bounds memory, large enough to be fast
 
 State = dict[str, Tensor]
 Received = tuple[Digest, float, State]  # a peer's model with its weight
 
 
-class Pupil:
-    """A model with its optimizer and its order of samples; the node's own, and the one that stays alone."""
-
-    def __init__(self, task: Task, model: nn.Module, samples: Samples, rng: np.random.Generator, hurry: threading.Event) -> None:
-        self.task, self.model, self.samples, self.hurry = task, model, samples, hurry
-        self.order = shuffled(len(samples), task.batch_size, rng)
-        self.steps = 0
-        self._optimizer: Optimizer | None = None
-
-    def forget(self) -> None:
-        """A fresh optimizer from now on."""
-        self._optimizer = None
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Made when it is needed: in shared-seed mode never, and torch takes seconds to load what it wants for the first."""
-        if self._optimizer is None:
-            self._optimizer = self.task.optimizer([p for p in self.model.parameters() if p.requires_grad])
-        return self._optimizer
-
-    def learn(self, steps: int) -> float:
-        """So many optimizer steps, or fewer when there is a hurry, but at least one; the mean of their losses."""
-        self.model.train()
-        total, before = torch.zeros((), device=self.samples.device), self.steps
-        for _ in range(steps):
-            total += self._step()
-            self.steps += 1
-            if self.hurry.is_set():
-                break
-        return float(total) / max(self.steps - before, 1)
-
-    def _step(self) -> Tensor:
-        inputs, targets = self.samples.take(next(self.order))
-
-        def closure() -> Tensor:  # some optimizers, such as L-BFGS, ask for the loss several times
-            self.optimizer.zero_grad()
-            loss = self.task.loss(self.model(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-
-        loss: Tensor = self.optimizer.step(closure)  # type: ignore[assignment, arg-type]
-        return loss.detach()
-
-
 class Learner:
     """Everything the training process does. `at`: a blob and its steps, from which a restarted process goes on.
 
-    `hurry`: set, by another thread, to have local steps end after the present one, from now on.
+    `hurry`: set, by another thread, to have local steps end after the present one, from now on. `pulse`: is told of progress.
     """
 
     def __init__(
-        self, settings: TrainerSettings, blobs: Path, at: tuple[Path, int] | None, hurry: threading.Event | None = None
+        self,
+        settings: TrainerSettings,
+        blobs: Path,
+        at: tuple[Path, int] | None,
+        hurry: threading.Event | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
-        """Raises ConfigError when the task, the device, the merge rule or the file to resume from is bad."""
+        """Raises ConfigError when the task, the device, the merge rule, the file to resume from or the disk is bad."""
         torch.set_num_threads(settings.threads)
         self.settings, self.blobs = settings, blobs
-        self.hurry = hurry = hurry or threading.Event()
+        self.hurry, self.pulse = hurry or threading.Event(), pulse or Pulse()
         self.device = _device(settings.device)
+        if self.device.type == "cuda":  # else a word would tell of kernels that were asked for, not of work that was done
+            self.pulse.settle = lambda: torch.cuda.synchronize(self.device)
         self.rule = _rule(settings.merge)
-        shard = Shard(settings.shard_index, settings.shard_count, settings.shard_seed, settings.alpha)
+        self.remarks: list[str] = []  # what a person should know of how it went on
+        self.shard = Shard(settings.shard_index, settings.shard_count, settings.shard_seed, settings.alpha)
         self.combined = settings.protocol == "both"
-        self.task = make(settings.task, shard, settings.init_seed, first_order=settings.protocol != "scalars")
+        self.task = make(settings.task, self.shard, settings.init_seed, first_order=settings.protocol != "scalars")
         model = self.task.model.to(self.device)
         self.schema = tensors.schema_of(model)
         self.test = Samples(self.task.test_data, self.device)
-        samples = Samples(self.task.train_data, self.device)
+        self.samples = samples = Samples(self.task.train_data, self.device)
         self.validation = samples.take(_random(settings, 4).permutation(len(samples))[:VALIDATION_SAMPLES_MAX])
         self.untrained_loss = self._validation_loss(model)
         self.alone = None
         if settings.measure_alone and settings.protocol != "scalars":
-            self.alone = Pupil(self.task, copy.deepcopy(model), samples, _random(settings, 3, 0), hurry)
-        steps = self._restore(model, at)
-        self.pupil = Pupil(self.task, model, samples, _random(settings, 3, steps), hurry)
-        self.pupil.steps = steps
+            self.alone = self._pupil(copy.deepcopy(model), 0)
+        handed = self._take_blob(model, at)
+        saved = self._open_saved(needed=handed is None)
+        steps = self._take_saved(model, saved) if handed is None or at is None else at[1]
+        self.pupil = self._pupil(model, steps)
         torch.manual_seed(int(_random(settings, 5, steps).integers(1 << 62)))  # dropout and the like
+        self._handed, self._unhanded_s = steps, 0.0  # steps that others know of, seconds spent on those they don't
         self.scalars: Scalars | None = None
-        self._keep_blob()
+        self.tree = handed or self._first_blob()  # of the blob that is our model, as far as others know
         if settings.protocol != "models":
             self._share_seeds(model, samples)
+        if saved is not None and saved.whole:
+            self._go_on(saved)
+
+    def _pupil(self, model: nn.Module, steps: int) -> Pupil:
+        pupil = Pupil(self.task, model, self.samples, _random(self.settings, 3, steps), self.hurry, self.pulse)
+        pupil.steps = steps
+        return pupil
+
+    def _first_blob(self) -> Tree:
+        try:
+            return write_blob(self.blobs, tensors.encoded(self.schema, tensors.state_of(self.pupil.model)))
+        except OSError as error:
+            raise ConfigError(f"the model can't be written to {self.blobs}: {error}; make room there.") from None
 
     def _share_seeds(self, model: nn.Module, samples: Samples) -> None:
         """From now on the parameters are the model's, which has just been written, plus a sum of entries."""
@@ -130,7 +112,7 @@ class Learner:
         driver = driven(self.task, model, settings.task, settings.swarm, settings.author)
         self.agreed = agreed_digest(self.schema, driver, None if self.combined else self.tree.digest)
         scope = scope_of(settings.swarm, self.agreed)
-        self.scalars = Scalars(self.task, driver, samples, scope, self.blobs.parent, self.blobs)
+        self.scalars = Scalars(self.task, driver, samples, scope, self.blobs.parent, self.blobs, self.pulse.beat)
         self.scalars.move_base(tensors.decode(self.schema, map_blob(self._blob())))
 
     def ready(self) -> Ready:
@@ -147,22 +129,32 @@ class Learner:
             leaves=self.tree.levels[0],
             steps=self.pupil.steps,
             code="" if scalars is None else scalars.model.recipe.code,
+            remarks=tuple(self.remarks),
         )
 
     def train(self, steps: int) -> TrainResult:
-        """Local steps. A model that diverges goes back to what it was, with a fresh optimizer and NaN for a loss."""
-        began, before = time.perf_counter(), self.pupil.steps
+        """Local steps. A model that diverges goes back to what it was, with a fresh optimizer and NaN for a loss.
+
+        One that can't be written is learnt on, and handed over with all its steps when there is room.
+        """
+        began, unkept = time.perf_counter(), ""
         loss = self.pupil.learn(steps)
         if math.isfinite(loss) and self._is_usable():
-            self._keep_blob()
+            try:
+                self._keep_blob()
+            except OSError as error:
+                unkept = f"the model can't be written to {self.blobs}: {error}"
         else:
             loss = math.nan
-            _load(self.pupil.model, tensors.decode(self.schema, self._blob().read_bytes()))
+            before = tensors.decode(self.schema, map_blob(self._blob()))
+            _load(self.pupil.model, before)
             if self.scalars is not None:
-                self.scalars.model.settle()
+                self.scalars.move_base(before)
             self.pupil.forget()
-        seconds = time.perf_counter() - began
-        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], self.pupil.steps - before, loss, seconds)
+        seconds, done = self._unhanded_s + time.perf_counter() - began, 0 if unkept else self.pupil.steps - self._handed
+        self._unhanded_s = seconds if unkept else 0.0
+        self._handed += done
+        return TrainResult(self.tree.digest, self.schema.size, self.tree.levels[0], done, loss, seconds, unkept)
 
     def merge(self, own_weight: float, inputs: Sequence[tuple[Digest, Path, float]]) -> MergeResult:
         """Merge what can be merged of `inputs`; keep it if the gate lets it through."""
@@ -174,11 +166,9 @@ class Learner:
                 merged = self.rule.merge(self.schema, own, own_weight, [(weight, state) for _, weight, state in received])
             except BadInput as error:
                 faults.append((received.pop(error.index)[0], str(error).removeprefix(f"received model {error.index}: ")))
-        kept, loss = (False, math.nan) if merged is None else self._replace(merged)
-        if merged is not None and kept:
-            self._keep_blob({name: merged[name] for name in self._moved()})
+        kept, loss, unkept = (False, math.nan, "") if merged is None else self._replace(merged)
         used = tuple(digest for digest, _, _ in received)
-        return MergeResult(self.tree.digest, self.schema.size, self.tree.levels[0], kept, used, tuple(faults), loss)
+        return MergeResult(self.tree.digest, self.schema.size, self.tree.levels[0], kept, used, tuple(faults), loss, unkept)
 
     def _read(self, inputs: Sequence[tuple[Digest, Path, float]]) -> tuple[list[Received], list[tuple[Digest, str]]]:
         """The inputs that have the form of a model, as views into their files, and the reasons why others haven't."""
@@ -195,25 +185,94 @@ class Learner:
 
     def evaluate(self) -> Evaluation:
         """Test loss and accuracy; the copy that stays alone first catches up with the node's local steps."""
-        began = time.perf_counter()
-        loss, accuracy = self._test(self.pupil.model)
+        began, beat = time.perf_counter(), self.pulse.beat
+        loss, accuracy = tested(self.task, self.pupil.model, self.test, beat)
         alone = None
         if self.alone is not None:
             self.alone.learn(self.pupil.steps - self.alone.steps)
             if self.alone.steps == self.pupil.steps:  # a hurry cuts the catching up short: no figure is better than an unfair one
-                alone = self._test(self.alone.model)[1]
+                alone = tested(self.task, self.alone.model, self.test, beat)[1]
         return Evaluation(loss, accuracy, alone, len(self.test), time.perf_counter() - began)
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """The current model as safetensors, with `steps` and `schema` in its metadata. Raises ConfigError."""
+        """The current model alone as safetensors, with `steps` and `schema` in its metadata. Raises ConfigError."""
         own = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
         save_model(self.pupil.model, path, {**metadata, **own})
-        if self.scalars is None:
-            return
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, path: Path, metadata: dict[str, str]) -> CheckpointResult:
+        """Everything that decides what comes next, durable at `path`. Raises ConfigError, with nothing changed there."""
+        began, remarks, whole = time.perf_counter(), list[str](), Tensors()
+        state: dict[str, Any] = {"pupil": self.pupil.capture("model", whole, remarks)}
+        if self.alone is not None:
+            state["alone"] = self.alone.capture("alone", whole, remarks)
+        if self.combined and self.scalars is not None:
+            whole |= {f"local.{name}": self.scalars.base[name] for name in self._moved()}
+        if self.scalars is not None:
+            state["probing"] = self.scalars.position()
+            self.scalars.checkpoint()
+        state["generators"] = generators(self.device, self.shard.rng, whole)
+        own = {"steps": str(self.pupil.steps), "schema": self.schema.digest.hex()}
+        try:
+            digest, size = write_checkpoint(path, whole, state, {**metadata, **own}, self.pulse.beat)
+            (self.blobs.parent / LOCAL_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the checkpoint can't be written to {path.parent}: {error}; make room there.") from None
+        return CheckpointResult(digest, size, self.pupil.steps, time.perf_counter() - began, tuple(remarks))
+
+    def _open_saved(self, *, needed: bool) -> CheckpointFile | None:
+        """The file to resume from. Raises ConfigError when it can't be used but is needed; else that is a remark."""
+        if self.settings.resume is None:
+            return None
+        try:
+            saved = CheckpointFile(self.settings.resume)
+            if saved.whole and not saved.fits(self.schema, "model"):
+                raise _of_another_task(self.settings.resume, self.settings.task)
+        except ConfigError as error:
+            if needed and self.settings.protocol != "scalars":
+                raise
+            self.remarks.append(str(error))
+            return None
+        return saved
+
+    def _take_blob(self, model: nn.Module, at: tuple[Path, int] | None) -> Tree | None:
+        """Bring `model` to where an earlier process handed it over, if that is still there."""
+        if at is None or not at[0].is_file():
+            return None
+        data = map_blob(at[0]) if at[0].stat().st_size else b""
+        tree = Tree.of(data)
+        if tree.digest.hex() != at[0].name:
+            return None
+        _load(model, tensors.decode(self.schema, data))
+        return tree
+
+    def _take_saved(self, model: nn.Module, saved: CheckpointFile | None) -> int:
+        """Bring `model` to where the file to resume from has it; its steps."""
+        if saved is None or self.settings.protocol == "scalars":  # then all start from one model, and the ledger does the rest
+            return 0
+        if not saved.whole:
+            local = self.blobs.parent / LOCAL_FILE
+            return resume_model(model, local if self.combined and local.is_file() else saved.path, self.settings.task)
+        live = tensors.state_of(model)
+        saved.into(live, "model")
         if self.combined:
-            with self.scalars.apart():
-                save_model(self.pupil.model, self.scalars.folder / LOCAL_FILE, own)
-        self.scalars.checkpoint()
+            saved.into(live, "local")
+        return saved.steps
+
+    def _go_on(self, saved: CheckpointFile) -> None:
+        """Take up what else decides the next step, as far as it is of this model. Raises ConfigError."""
+        state = saved.state
+        if self.pupil.steps >= saved.steps:
+            self.pupil.resume(saved, state.get("pupil"), self.remarks)
+        if self.alone is not None and "alone" in state and saved.fits(self.schema, "alone"):
+            saved.into(tensors.state_of(self.alone.model), "alone")
+            self.alone.steps = int(state["alone"]["steps"])
+            self.alone.resume(saved, state["alone"], self.remarks)
+        if self.scalars is not None:
+            self.scalars.saved = state.get("probing")
+        if self.pupil.steps == saved.steps:
+            put_back_generators(saved, state.get("generators"), self.device, self.shard.rng)
 
     def probe(self, first: int, count: int) -> ProbeResult:
         """Gradients at our steps `first` and on, each an entry that is in the sum at once."""
@@ -233,30 +292,21 @@ class Learner:
         return () if self.scalars is None else self.scalars.model.live
 
     def _keep_blob(self, apart: State | None = None) -> None:
-        """Hand the current model over as a file, and remember it as the last good one.
+        """Hand the current model over as a file, and remember it as the last good one. Raises OSError: then it's the one before.
 
         `apart`: in combined mode, the parameters without the sum, where they are known; else they are reckoned.
         """
-        model = tensors.state_of(self.pupil.model)
+        model, moved = tensors.state_of(self.pupil.model), State()
         if self.scalars is not None:
-            model |= self.scalars.model.without_sum() if apart is None else apart
-        self.tree = write_blob(self.blobs, tensors.encoded(self.schema, model))
+            moved = self.scalars.model.without_sum() if apart is None else apart
+        try:
+            self.tree = write_blob(self.blobs, tensors.encoded(self.schema, model | moved))
+        except OSError:
+            if self.scalars is not None:
+                self.scalars.move_base(moved)  # in memory: what was learnt stays in the model when the sum moves
+            raise
         if self.scalars is not None:
             self.scalars.move_base(tensors.decode(self.schema, map_blob(self._blob())))
-
-    def _restore(self, model: nn.Module, at: tuple[Path, int] | None) -> int:
-        """Bring `model` to where an earlier process was, as far as it left anything; the steps it had done."""
-        if at is not None:
-            blob, steps = at
-            data = blob.read_bytes() if blob.is_file() else b""
-            if Tree.of(data).digest.hex() == blob.name:
-                _load(model, tensors.decode(self.schema, data))
-                return steps
-        local = self.blobs.parent / LOCAL_FILE
-        resume = local if self.combined and local.is_file() else self.settings.resume
-        if resume is None or self.settings.protocol == "scalars":  # then all start from one model, and the ledger does the rest
-            return 0
-        return resume_model(model, resume, self.settings.task)
 
     def _is_usable(self) -> bool:
         """Whether peers would take our model: finite, and not about to overflow."""
@@ -266,11 +316,11 @@ class Learner:
             return False
         return True
 
-    def _replace(self, merged: State) -> tuple[bool, float]:
-        """Put `merged` in the model's place if its loss on local data is bearable; whether it was, and that loss.
+    def _replace(self, merged: State) -> tuple[bool, float, str]:
+        """Put `merged` in the model's place if its loss on local data is bearable and it can be handed over.
 
-        The two are swapped tensor by tensor, so that going back is exact and costs no third copy; what a sum is added to
-        moves with its base.
+        Whether it was, that loss, and why it couldn't be written. The two are swapped tensor by tensor, so that going back is
+        exact and costs no third copy; what a sum is added to moves with its base.
         """
         model = self.pupil.model
         worst = max((x for x in (self.untrained_loss, self._validation_loss(model)) if math.isfinite(x)), default=math.inf)
@@ -281,46 +331,22 @@ class Learner:
         _swap(live, merged, names)
         if scalars is not None:
             scalars.move_base(merged)
-        loss = self._validation_loss(model)
+        loss, unkept = self._validation_loss(model), ""
         if math.isfinite(loss) and loss <= bound:
-            return True, loss
+            try:
+                self._keep_blob({name: merged[name] for name in self._moved()})
+                return True, loss, ""
+            except OSError as error:
+                unkept = f"the merged model can't be written to {self.blobs}: {error}"
         _swap(live, merged, names[::-1])  # backwards, so that tensors under two names come right
         if scalars is not None:
             scalars.move_base(base)
-        return False, loss
+        return False, loss, unkept
 
     def _validation_loss(self, model: nn.Module) -> float:
         inputs, targets = self.validation
-        with _evaluating(model):
+        with evaluating(model):
             return float(self.task.loss(model(inputs), targets))
-
-    def _test(self, model: nn.Module) -> tuple[float, float | None]:
-        """Mean loss and metric over the test data."""
-        metric = self.task.metric or _accuracy
-        loss, score, scored = 0.0, 0.0, True
-        with _evaluating(model):
-            for inputs, targets in self.test.batches(EVALUATION_BATCH):
-                outputs = model(inputs)
-                loss += float(self.task.loss(outputs, targets)) * len(targets)
-                value = metric(outputs, targets) if scored else None
-                scored = value is not None
-                score += 0.0 if value is None else float(value) * len(targets)
-        return loss / len(self.test), score / len(self.test) if scored else None
-
-
-def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """The share of right answers, where targets are class numbers and outputs have the classes in dimension 1."""
-    whole = not (targets.is_floating_point() or targets.is_complex()) and targets.dtype != torch.bool
-    if not whole or outputs.dim() != targets.dim() + 1:
-        return None
-    return (outputs.argmax(1) == targets).float().mean()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    model.eval()
-    with torch.no_grad():
-        yield
 
 
 def _device(name: str) -> torch.device:
@@ -356,3 +382,7 @@ def _swap(live: State, other: State, names: Sequence[str]) -> None:
         before = live[name].clone()
         live[name].copy_(other[name])
         other[name].copy_(before)
+
+
+def _of_another_task(path: Path, task: str) -> ConfigError:
+    return ConfigError(f"the saved model {path} isn't of task '{task}'; run its own task or move it away to start anew.")

@@ -1,20 +1,21 @@
 """Models on disk: saved for good as safetensors, handed over for a moment as blobs.
 
-Owns how a model file is written and read. It must never leave half a file under a name that somebody reads, nor load what
-could run code: safetensors and plain buffers only, no pickle.
+Owns how a model file, which holds nothing but a model, is written and read. It must never leave half a file under a name that
+somebody reads, nor load what could run code: safetensors and plain buffers only, no pickle.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from p2pnode.durable import replacing
 from p2pnode.errors import ConfigError
 from protocols.merkle import Tree
 from protocols.tensors import Buffer
@@ -23,16 +24,11 @@ from protocols.tensors import Buffer
 def save_model(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write `model` as safetensors: all of it durable at `path`, or nothing changed. Raises ConfigError."""
     state = dict(_apart(model.state_dict()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(state, temporary, metadata)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with replacing(path) as temporary:
+            save_file(state, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"the model can't be written to {path}: {error}; give a path that can be written.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def resume_model(model: nn.Module, path: Path, task: str) -> int:
@@ -52,14 +48,20 @@ def resume_model(model: nn.Module, path: Path, task: str) -> int:
 
 def write_blob(folder: Path, pieces: Iterable[Buffer]) -> Tree:
     """Put a blob into `folder` under its name at once; its Merkle tree. Not synced: it need only outlive this process.
+    Raises OSError.
 
     It is read back for its hashes, from memory that is the system's to take, so that a model is never held a second time.
     """
     temporary = folder / ".trainer.tmp"  # one writer a folder; what a killed one left is overwritten
-    with temporary.open("wb") as file:
-        file.writelines(pieces)
-    tree = Tree.of(map_blob(temporary))
-    temporary.replace(folder / tree.digest.hex())
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
+        tree = Tree.of(map_blob(temporary))
+        temporary.replace(folder / tree.digest.hex())
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a model takes up what room there is
+        raise
     return tree
 
 
@@ -80,12 +82,3 @@ def _apart(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         place = plain.untyped_storage().data_ptr()
         yield name, plain.clone() if place in seen else plain
         seen.add(place)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder's list of names."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from p2pnode.durable import sync_folder
+from p2pnode.durable import rename, sync_file, sync_folder, unlink
 from p2pnode.errors import ConfigError
 from p2pnode.model_files import map_blob, write_blob
 from p2pnode.scalar_results import AdoptResult, CompactResult, ProbeResult, RestoreResult
 from p2pnode.sum_files import CHECKPOINT_FILE, SNAPSHOT_PREFIX, Layout, SumFile, SumFileError, read_sum, snapshot_path, write_sum
 from p2pnode.task import Task
-from p2pnode.tasks.samples import Samples, shuffled
+from p2pnode.tasks.samples import Samples, Shuffled, shuffled
 from protocols.entries import CHAIN_BYTES, Mark, Span
 from protocols.identity import PeerId
 from protocols.merkle import Digest, Tree
@@ -47,14 +47,25 @@ class Scalars:
     """A model's sum and what is done with it. `base`: what the sum is counted from, mapped or in memory.
 
     `folder`: for snapshots and the checkpoint. `blobs`: what peers may fetch. `scope`: 16 bytes, of what ledger the sum is.
+    `beat`: called after each gradient.
     """
 
-    def __init__(self, task: Task, model: SpsaModel, samples: Samples, scope: bytes, folder: Path, blobs: Path) -> None:
-        self.task, self.model, self.samples, self.folder, self.blobs = task, model, samples, folder, blobs
+    def __init__(
+        self,
+        task: Task,
+        model: SpsaModel,
+        samples: Samples,
+        scope: bytes,
+        folder: Path,
+        blobs: Path,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.task, self.model, self.samples, self.folder, self.blobs, self._beat = task, model, samples, folder, blobs, beat
         self.layout = Layout({name: tuple(value.shape) for name, value in model.live.items()}, scope)
         self.base: State = model.live
         self._snapshot: Digest | None = None
-        self._order: Iterator[np.ndarray[Any, np.dtype[np.int64]]] | None = None
+        self._order: Shuffled | None = None
+        self.saved: dict[str, Any] | None = None  # what `position` told an earlier process
         self._unsaved_s = 0.0
 
     def move_base(self, base: State) -> None:
@@ -62,16 +73,6 @@ class Scalars:
         self.base = base
         self.model.rebase(base)
         self.model.settle()
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """The parameters without the sum, for a while."""
-        for name, live in self.model.live.items():
-            live.copy_(self.base[name])
-        try:
-            yield
-        finally:
-            self.model.settle()
 
     def probe(self, first: int, count: int, rng: np.random.Generator, hurry: Event) -> ProbeResult:
         """Gradients of our steps `first` and on, each added at once; `count`, or fewer in a hurry or when one isn't finite.
@@ -82,6 +83,9 @@ class Scalars:
         assert self.model.counts.get(self.model.author, 0) == first, "all our entries are in the sum before the next is measured"
         if self._order is None:
             self._order = shuffled(len(self.samples), self.task.batch_size, rng)
+            if self.saved is not None and self.saved.get("next") == first:  # else it is of other steps
+                with suppress(ValueError):
+                    self._order.go_to(self.saved.get("order", {}))
         for step in range(first, first + count):
             gradient, loss = self._measure(step, next(self._order))
             if not math.isfinite(gradient):
@@ -90,10 +94,17 @@ class Scalars:
             self.model.add(Span(self.model.author, step, code))
             codes += code
             losses.append(loss)
+            self._beat()
             if hurry.is_set():
                 break
         self.model.settle()
         return ProbeResult(first, codes, sum(losses) / len(losses) if losses else math.nan, time.perf_counter() - began)
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the order of mini-batches is, for a checkpoint; what an earlier process left while there is none."""
+        if self._order is None:
+            return self.saved
+        return {"next": self.model.counts.get(self.model.author, 0), "order": self._order.position()}
 
     def _measure(self, step: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[float, float]:
         """A projected gradient and the mean loss of its two sides; the parameters are left at one of them."""
@@ -169,12 +180,14 @@ class Scalars:
         except (OSError, SumFileError) as error:
             return AdoptResult((), str(error))
         with _writing(self.folder):
-            (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # it may hold what the snapshot's author never had
             temporary = self.folder / NEW_FILE
-            shutil.copyfile(path, temporary)  # not a link: files of fetched blobs are used again
-            with temporary.open("rb") as copy:
-                os.fsync(copy.fileno())
-            self._settle_on(digest, temporary)
+            try:
+                shutil.copyfile(path, temporary)  # not a link: files of fetched blobs are used again
+                sync_file(temporary)
+                unlink(self.folder / CHECKPOINT_FILE)  # it may hold what the snapshot's author never had
+                self._settle_on(digest, temporary)
+            finally:
+                temporary.unlink(missing_ok=True)  # half a file takes up what room there is
         self._load(file)
         self.model.settle()
         return AdoptResult(file.marks, "")
@@ -230,11 +243,11 @@ class Scalars:
     def _settle_on(self, digest: Digest, new: Path) -> None:
         """Give the file `new` its name for good, and remove all but it and the one before. Raises OSError."""
         path = snapshot_path(self.folder, digest)
-        new.replace(path)
+        rename(new, path)
         sync_folder(self.folder)
         before = {path} if self._snapshot is None else {path, snapshot_path(self.folder, self._snapshot)}
         for old in set(self.folder.glob(f"{SNAPSHOT_PREFIX}*")) - before:
-            old.unlink(missing_ok=True)
+            unlink(old)
         self._snapshot = digest
 
     def _lend(self, path: Path, digest: Digest) -> None:

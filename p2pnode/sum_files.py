@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from p2pnode.durable import FILE_MODE, sync_folder
+from p2pnode.durable import Buffer, write_whole
 from protocols.entries import CHAIN_BYTES, Mark
 from protocols.identity import KEY_BYTES, PeerId
 from protocols.log import BLOCK, STEPS_MAX
@@ -84,20 +84,15 @@ def snapshot_path(folder: Path, digest: Digest) -> Path:
 def write_sum(path: Path, layout: Layout, marks: Sequence[Mark], values: Tensor) -> None:
     """Write `values` (int32, all parameters) as of `marks`: durable at `path`, or nothing changed. Raises OSError."""
     ordered = sorted(marks, key=lambda mark: mark.author)
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer a folder; what a killed one left is overwritten
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE), "wb") as file:
-            file.write(layout.header(len(ordered)))
-            for first in range(0, values.numel(), WRITE_BLOCK):
-                file.write(values[first : first + WRITE_BLOCK].cpu().numpy().data)
-            file.write(layout.scope)
-            file.write(b"".join(mark.author + mark.count.to_bytes(COUNT_BYTES, "big") + mark.chain for mark in ordered))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def pieces() -> Iterator[Buffer]:
+        yield layout.header(len(ordered))
+        for first in range(0, values.numel(), WRITE_BLOCK):
+            yield values[first : first + WRITE_BLOCK].cpu().numpy().data
+        yield layout.scope
+        yield b"".join(mark.author + mark.count.to_bytes(COUNT_BYTES, "big") + mark.chain for mark in ordered)
+
+    write_whole(path, pieces())
 
 
 def read_sum(path: Path, layout: Layout, whole_blocks: bool = True) -> SumFile:

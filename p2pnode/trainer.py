@@ -4,10 +4,11 @@ Owns the child process and its socket. It must never import torch, nor train or 
 thread ruins the network (402 to 85 MB/s beside a training loop, issue 2). Models pass as blob files, never over the socket.
 
 A request is carried out to its end even when the coroutine that asked for it is cancelled; the next request waits its turn.
-A child that dies is replaced and continues from the last model it handed over, with a fresh optimizer, and in shared-seed mode
-with all entries, from the `History` that `restore` named; the request is repeated. So a caller sees an answer, a `ConfigError`
-that the user must mend, or a `TrainerError` after `CRASHES_MAX` crashes in a row. Idea: Erlang's supervisors (one child, bounded
-restarts); multiprocessing's spawn for what a child must know.
+A child that dies, or is killed because it was silent for too long (`pulse`), is replaced and continues from the last model it
+handed over, with the optimizer of the last checkpoint, and in shared-seed mode with all entries, from the `History` that
+`restore` named; the request is repeated. So a caller sees an answer, a `ConfigError` that the user must mend, or a `TrainerError` after
+`CRASHES_MAX` crashes in a row. Idea: Erlang's supervisors (one child, bounded restarts); multiprocessing's spawn for what a child
+must know.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from p2pnode.errors import ConfigError
+from p2pnode.pulse import Patience
 from p2pnode.scalar_results import AdoptResult, CompactResult, History, ProbeResult, RestoreResult
 from p2pnode.spans import ends, in_parts, packed, up_to
 from p2pnode.trainer_child import Child, CrashError
+from p2pnode.trainer_results import CheckpointResult, Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
 from protocols.codes import code_named
 from protocols.entries import Mark, Span
 from protocols.identity import PeerId
 from protocols.merkle import Digest
+
+__all__ = [
+    "CheckpointResult", "Evaluation", "MergeResult", "Ready", "TrainResult", "Trainer", "TrainerError", "TrainerSettings",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -40,102 +46,11 @@ class TrainerError(Exception):
     """The training process can't do what was asked; the text holds its last traceback."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainerSettings:
-    """What the training process must know.
-
-    `task` is text for `task.load_task`. `init_seed`: shared by all nodes that start from one model, None for an independent
-    start. `merge`: a rule's name in `protocols.merging`. `device`: auto (cuda where present), cpu or cuda. `measure_alone`: train
-    a second copy without exchange, for `Evaluation.alone_accuracy`. `merge_tolerance`: a merged model is kept while its loss on
-    local data is at most so many times the loss before the merge, or of the untrained model if that is higher. `resume`: a
-    file that `Trainer.save` wrote, to go on from. `protocol`: models, scalars or both; with the last two, `swarm` is the swarm's
-    16-byte digest and `author` this node's id, and snapshots lie beside the folder of blobs.
-    """
-
-    task: str
-    shard_index: int = 0
-    shard_count: int = 1
-    shard_seed: int = 0
-    alpha: float | None = None
-    init_seed: int | None = None
-    merge: str = "VarianceCorrected"
-    device: str = "auto"
-    threads: int = 1
-    measure_alone: bool = False
-    merge_tolerance: float = 1.5
-    resume: Path | None = None
-    protocol: str = "models"
-    swarm: bytes = b""
-    author: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The child has its task. `leaves`: the Merkle leaves of blob `digest`, the model it starts from after `steps` steps.
-
-    `schema_digest`: what nodes must share to work together; in shared-seed mode the recipe too, and in `scalars` the model that
-    all start from. `code`: by which entries are written, empty where there are none.
-    """
-
-    schema_digest: bytes
-    size: int
-    parameters: int
-    samples: int
-    batch_size: int
-    device: str
-    digest: Digest
-    leaves: tuple[bytes, ...]
-    steps: int
-    code: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """The model is now blob `digest` after `steps` more local steps (fewer than asked for after `hurry`); `loss` is their mean.
-
-    `loss` is NaN when training diverged: then the model is what it was before.
-    """
-
-    digest: Digest
-    size: int
-    leaves: tuple[bytes, ...]
-    steps: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """The model is now blob `digest`, which is the one before unless `kept`.
-
-    `used`: the inputs that were merged. `faults`: inputs that aren't a model of this schema, with the reason. `loss`: of the
-    merged model on local validation data, NaN when nothing was merged.
-    """
-
-    digest: Digest
-    size: int
-    leaves: tuple[bytes, ...]
-    kept: bool
-    used: tuple[Digest, ...]
-    faults: tuple[tuple[Digest, str], ...]
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Means over the `samples` of the test data. Accuracies are None where the task has none, or none was asked for."""
-
-    test_loss: float
-    test_accuracy: float | None
-    alone_accuracy: float | None
-    samples: int
-    seconds: float
-
-
 _RESULTS = {
     "train": TrainResult,
     "merge": MergeResult,
     "evaluate": Evaluation,
+    "checkpoint": CheckpointResult,
     "probe": ProbeResult,
     "compact": CompactResult,
 }
@@ -154,6 +69,9 @@ class Trainer:
         self._child: Child | None = None
         self._last: Ready | None = None  # the model a new child starts from
         self._history: History | None = None
+        self._checkpoint = settings.resume  # the newest: what a new child's optimizer goes on from
+        self._patience = Patience()
+        self._said: set[str] = set()  # remarks that were made
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[Any]] = set()
         self._stopped = False
@@ -231,10 +149,20 @@ class Trainer:
         cut, reason = await self._ask("adopt", digest, str(path))
         return AdoptResult(tuple(Mark(PeerId(author), count, chain) for author, count, chain in cut), reason)
 
-    async def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the current model as safetensors, durably and all or nothing. Raises ConfigError when `path` can't be written.
+    async def checkpoint(self, path: Path, metadata: dict[str, str]) -> CheckpointResult:
+        """Write all that decides what comes next, durably and all or nothing, for `TrainerSettings.resume`.
 
-        Beside `metadata` the file gets `steps` and `schema`, which `TrainerSettings.resume` reads.
+        Beside `metadata` the file gets `steps` and `schema`. Raises ConfigError when it can't be written: nothing has changed.
+        """
+        result: CheckpointResult = await self._ask("checkpoint", os.path.join(os.getcwd(), path), metadata)
+        self._checkpoint = path
+        self._remark(result.remarks)
+        return result
+
+    async def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the current model alone as safetensors, durably and all or nothing. Raises ConfigError when it can't be written.
+
+        Beside `metadata` the file gets `steps` and `schema`.
         """
         await self._ask("save", os.path.join(os.getcwd(), path), metadata)
 
@@ -292,7 +220,7 @@ class Trainer:
         if kind == "restore":
             return await self._restore(request)
         assert self._child is not None, "launched above"
-        fields = await self._child.ask(request)
+        fields = await self._child.ask(request, self._patience)
         return self._remember(_RESULTS[kind](*fields)) if kind in _RESULTS else fields
 
     async def _restore(self, request: tuple[Any, ...]) -> RestoreResult:
@@ -303,9 +231,10 @@ class Trainer:
         if request[0] == "compact":  # what has come since then would get into the snapshot
             spans = up_to(spans, request[1], request[2], self._entry_bytes)
         try:
-            found, warnings = await self._child.ask(("restore", snapshot, list(ends(spans, self._entry_bytes).items())))
+            marks = list(ends(spans, self._entry_bytes).items())
+            found, warnings = await self._child.ask(("restore", snapshot, marks), self._patience)
             for part in in_parts(spans, self._entry_bytes):
-                await self._child.ask(("apply", part, []))
+                await self._child.ask(("apply", part, []), self._patience)
         except ConfigError:
             await self._drop()  # it must not go on with another sum
             raise
@@ -325,18 +254,26 @@ class Trainer:
             await self._drop()
             raise TrainerError("the trainer was stopped")
         try:
-            ready = Ready(*await self._child.ask(("start", *self._beginning())))
+            ready = Ready(*await self._child.ask(("start", *self._beginning()), self._patience))
         except ConfigError:
             await self._drop()
             raise
         if self._last is not None and ready.digest != self._last.digest:
             log.warning("the last model's file was gone or damaged; training goes on from %s", ready.digest.hex()[:16])
         self._last = ready
+        self._remark(ready.remarks)
+
+    def _remark(self, remarks: Sequence[str]) -> None:
+        """Tell a person, once."""
+        for remark in remarks:
+            if remark not in self._said:
+                self._said.add(remark)
+                log.warning("%s", remark)
 
     def _beginning(self) -> tuple[Any, ...]:
         """What a child is told first: settings, folder of blobs, where modules are found, the model to go on from."""
         settings = {field.name: getattr(self._settings, field.name) for field in dataclasses.fields(self._settings)}
-        settings["resume"] = None if self._settings.resume is None else os.path.abspath(self._settings.resume)
+        settings["resume"] = None if self._checkpoint is None else os.path.abspath(self._checkpoint)
         blobs = os.path.abspath(self._blobs)
         at = None if self._last is None else (os.path.join(blobs, self._last.digest.hex()), self._last.steps)
         return settings, blobs, [folder or os.getcwd() for folder in sys.path], at

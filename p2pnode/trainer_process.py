@@ -1,4 +1,4 @@
-"""The training process: `python -m p2pnode.trainer_process FD PARENT_PID`, started by `p2pnode.trainer` only.
+"""The training process: `python -m p2pnode.trainer_process FD PARENT_PID TRACE_FD`, started by `p2pnode.trainer` only.
 
 Owns the child's end of the socket and its own death: it ends when the parent ends, however that comes about, and it says why
 when the user's code raises. It must never write to stdout, handle Ctrl-C, or outlive its parent. The learning itself is in
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from p2pnode.errors import ConfigError
+from p2pnode.pulse import Pulse
 from p2pnode.spans import unpacked
-from p2pnode.trainer import TrainerSettings
 from p2pnode.trainer_child import fields_of
+from p2pnode.trainer_results import TrainerSettings
 from protocols.entries import Mark, Span
 
 if TYPE_CHECKING:
@@ -33,33 +34,37 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
-def main(fd: int, parent: int) -> None:
-    """Serve requests until the parent closes the socket."""
+def main(fd: int, parent: int, trace: int) -> None:
+    """Serve requests until the parent closes the socket. Where it crashes or hangs is written to the file `trace`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
-    faulthandler.enable()
+    faulthandler.enable(trace)
+    faulthandler.register(signal.SIGUSR1, trace)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # else a print is lost when the process is killed
     sock = socket.socket(fileno=fd)
     requests: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
     hurry = threading.Event()
     threading.Thread(target=_listen, args=(sock, requests, hurry), daemon=True).start()
+    pulse = Pulse(lambda seconds: _send(sock, ["beat", seconds]))
     learner: Learner | None = None
     while True:
         try:
-            match requests.get():
+            request = requests.get()
+            pulse.begin()
+            match request:
                 case ["start", settings, blobs, path, at]:
-                    learner = _start(settings, blobs, path, at, hurry)
+                    learner = _start(settings, blobs, path, at, hurry, pulse)
                     answer = fields_of(learner.ready())
-                case request:
+                case _:
                     assert learner is not None, "the parent starts a task first"
                     answer = _carry_out(learner, request)
         except ConfigError as error:
-            _send(sock, ["config", str(error)])
+            _send(sock, ["config", str(error), pulse.silent_s])
         except BaseException:
-            _send(sock, ["crash", traceback.format_exc()])
+            _send(sock, ["crash", traceback.format_exc(), pulse.silent_s])
             os._exit(1)
         else:
-            _send(sock, ["ok", *answer])
+            _send(sock, ["ok", *answer, pulse.silent_s])
 
 
 def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
@@ -70,6 +75,8 @@ def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
             return fields_of(learner.merge(own_weight, [(digest, Path(path), weight) for digest, path, weight in inputs]))
         case ["evaluate"]:
             return fields_of(learner.evaluate())
+        case ["checkpoint", path, metadata]:
+            return fields_of(learner.checkpoint(Path(path), metadata))
         case ["save", path, metadata]:
             learner.save(Path(path), metadata)
             return []
@@ -91,13 +98,15 @@ def _carry_out(learner: Learner, request: list[Any]) -> list[Any]:
     raise AssertionError(f"unknown request {request[0]}")
 
 
-def _start(settings: dict[str, Any], blobs: str, path: list[str], at: list[Any] | None, hurry: threading.Event) -> Learner:
+def _start(
+    settings: dict[str, Any], blobs: str, path: list[str], at: list[Any] | None, hurry: threading.Event, pulse: Pulse
+) -> Learner:
     sys.path[:] = path  # the user's modules are found as in the parent
     from p2pnode.learner import Learner
 
     if settings["resume"] is not None:
         settings["resume"] = Path(settings["resume"])
-    return Learner(TrainerSettings(**settings), Path(blobs), None if at is None else (Path(at[0]), at[1]), hurry)
+    return Learner(TrainerSettings(**settings), Path(blobs), None if at is None else (Path(at[0]), at[1]), hurry, pulse)
 
 
 def _die_with(parent: int) -> None:
@@ -134,4 +143,4 @@ def _send(sock: socket.socket, answer: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*(int(number) for number in sys.argv[1:]))

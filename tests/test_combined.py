@@ -45,7 +45,7 @@ def test_combined_mode_trains_merges_and_probes(tmp_path: Path) -> None:
     node = nodes[0]
     merged = node.merge(1.0, [(node.tree.digest, node.blobs / node.tree.digest.hex(), 1.0)])
     assert merged.digest == node.tree.digest == nodes[0].tree.digest  # equal models stay what they are, to the bit
-    node.save(tmp_path / "0" / "model.safetensors", {})
+    node.checkpoint(tmp_path / "0" / "model.safetensors", {})
     before, kept = state(node), node.tree.digest
     again = learner(
         tmp_path / "0", author=AUTHORS[0], shard_count=2, protocol="both", resume=tmp_path / "0" / "model.safetensors"

@@ -159,7 +159,7 @@ def test_buffers_and_tied_weights_survive_everything(tmp_path: Path) -> None:
     assert one.merge(1.0, [(*blob(two), 1.0)]).kept
     assert one.pupil.model[3].weight is one.pupil.model[0].weight  # type: ignore[index]
     assert not same(state(one), before)
-    one.save(tmp_path / "saved.safetensors", {})
+    one.checkpoint(tmp_path / "saved.safetensors", {})
     again = learner(tmp_path / "again", here(with_buffers), resume=tmp_path / "saved.safetensors", init_seed=99)
     assert same(state(again), state(one))
     assert again.tree.digest == one.tree.digest
@@ -216,7 +216,7 @@ def test_bad_settings_get_one_sentence(tmp_path: Path, settings: dict[str, objec
 
 def test_a_saved_model_of_another_task_is_refused(tmp_path: Path) -> None:
     saved = tmp_path / "model.safetensors"
-    learner(tmp_path, here(with_buffers)).save(saved, {"age": "3"})
+    learner(tmp_path, here(with_buffers)).checkpoint(saved, {"age": "3"})
     with pytest.raises(ConfigError, match="isn't of task 'digits'"):
         learner(tmp_path, resume=saved)
     saved.write_bytes(b"junk")

@@ -147,7 +147,7 @@ def test_a_damaged_snapshot_of_our_own_is_said(tmp_path: Path) -> None:
 def test_a_checkpoint_spares_work_and_decides_nothing(tmp_path: Path, snapshot: bool) -> None:
     node = full(tmp_path)
     made = of(node).compact(CUT, TAIL).digest if snapshot else None
-    node.save(tmp_path / "model.safetensors", {})
+    node.checkpoint(tmp_path / "model.safetensors", {})
     ends = {span.author: len(span.codes) for span in LEDGER}
     spans = TAIL if snapshot else LEDGER
     again = learner(tmp_path)
@@ -174,7 +174,7 @@ def test_adopting_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     """It may hold entries that the snapshot's author never had."""
     giver, taker = full(tmp_path / "giver"), full(tmp_path / "taker")
     made = of(giver).compact(CUT, TAIL)
-    taker.save(tmp_path / "taker" / "model.safetensors", {})
+    taker.checkpoint(tmp_path / "taker" / "model.safetensors", {})
     of(taker).adopt(made.digest, tmp_path / "giver" / "blobs" / made.digest.hex())
     assert of(taker).model.counts == {mark.author: mark.count for mark in CUT}
     again = learner(tmp_path / "taker")
