@@ -1,0 +1,342 @@
+"""RELIABILITY.md: what was tried how often, and how often it failed.
+
+    python docs/reliability.py [--short] [--list] [NAME …]
+
+runs the commands below (all of them without a name) with `P2PNODE_TALLY` set, keeps what they counted in `docs/reliability.json`
+and renders the page from that file. Rows of commands that weren't run stay as they were, each with its own commit and date.
+`--short` runs what fits into a quarter of an hour on two cores. Exit status: 1 when anything failed or a command didn't end well.
+
+Must never write a figure that no command counted, nor the name or a path of a machine. A promise that was never tried says so.
+Source of the bound, the rule of three: with no failure in N independent tries, the true rate is, with 95 % confidence, below
+1 - 0.05^(1/N), about 3/N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "docs" / "reliability.json"
+PAGE = ROOT / "RELIABILITY.md"
+FIGURES_MAX = 4  # measured besides, in one row
+UNSHOWN = ("took_s",)  # the run's time is told once
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One promise. `key`: as tests tally it; `all_of_them`: the tries are every case there is, so their number bounds nothing."""
+
+    key: str
+    promise: str
+    all_of_them: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One command and the rows that it fills. `short`: the same with less of it."""
+
+    name: str
+    command: str
+    short: str
+    rows: tuple[Row, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_short: Mapping[str, str] = field(default_factory=dict)
+
+
+LOGS = Row("exceptions in logs", "meanwhile: swarms of daemons with an unexpected line in a log, or a count of errors")
+
+RUNS = (
+    Run(
+        "crash points",
+        "python -m pytest -q tests/test_crash_points.py",
+        "python -m pytest -q tests/test_crash_points.py",
+        (Row("crash points", "power cuts after every write, fsync and rename: states that don't open", all_of_them=True),),
+    ),
+    Run(
+        "bit rot",
+        "python -m pytest -q tests/test_bit_rot.py",
+        "python -m pytest -q tests/test_bit_rot.py",
+        (Row("bit rot", "one random bit flipped in a stored file: flips that nobody noticed"),),
+    ),
+    Run(
+        "swarm",
+        "python -m pytest -q tests/test_swarm.py",
+        "python -m pytest -q tests/test_swarm.py",
+        (
+            Row(
+                "swarm seeds",
+                "simulated swarms under faults that each seed draws: seeds that broke a check, before or after healing",
+            ),
+        ),
+        {"P2PNODE_SWARM_SEEDS": "2000"},
+        {"P2PNODE_SWARM_SEEDS": "200"},
+    ),
+    Run(
+        "partitions",
+        "python -m pytest -q tests/test_partitions.py",
+        "python -m pytest -q tests/test_partitions.py",
+        (Row("partitions", "simulated partitions of six shapes: swarms that didn't come together again"),),
+    ),
+    Run(
+        "kills",
+        "python -m tests.soak kills --kills 200",
+        "python -m tests.soak kills --kills 40",
+        (
+            Row("sigkill states", "SIGKILL of a daemon, half of them while it saves: states that couldn't be read"),
+            Row("sequence numbers", "sequence numbers heard by others: said twice, or gone back, after a SIGKILL"),
+            Row("identities", "identities lost by a SIGKILL"),
+            Row("restarts after sigkill", "restarts that didn't go on learning"),
+            LOGS,
+        ),
+    ),
+    Run(
+        "terms",
+        "python -m tests.soak terms --terms 500",
+        "python -m tests.soak terms --terms 100",
+        (
+            Row(
+                "sigterm", "SIGTERM under load: another exit status than 0, over 5 s, or a process, socket or temporary file left"
+            ),
+            LOGS,
+        ),
+    ),
+    Run(
+        "trainer",
+        "python -m tests.soak trainer --deaths 100",
+        "python -m tests.soak trainer --deaths 20",
+        (Row("trainer deaths", "SIGKILL of the training process: training not resumed in 30 s, or the node gone"), LOGS),
+    ),
+    Run(
+        "hangs",
+        "python -m tests.soak hangs --hangs 8",
+        "python -m tests.soak hangs --hangs 2",
+        (Row("trainer hangs", "training processes stopped for good: not replaced, or the node gone"), LOGS),
+    ),
+    Run(
+        "pauses",
+        "python -m tests.soak pauses",
+        "python -m tests.soak pauses",
+        (Row("pauses", "SIGSTOP of a daemon for 1 to 60 s: it didn't come back, or something stale of it was merged"), LOGS),
+    ),
+    Run(
+        "proxy",
+        "python -m tests.soak proxy --minutes 5",
+        "python -m tests.soak proxy --minutes 1",
+        (Row("proxy faults", "connections cut, delayed or stalled by a proxy: a daemon that didn't recover"),),
+    ),
+    Run(
+        "disk",
+        "python -m tests.soak disk --fills 20",
+        "python -m tests.soak disk --fills 5",
+        (
+            Row(
+                "disk full (daemon)",
+                "a full file system under a daemon: it ended, said nothing of it, or didn't go on with space",
+            ),
+        ),
+    ),
+    Run(
+        "namespaces",
+        "python -m tests.soak namespaces --partitions 3",
+        "python -m tests.soak namespaces --partitions 1",
+        (Row("namespace partition", "network namespaces cut apart and joined: daemons that didn't find each other again"),),
+    ),
+    Run(
+        "planted",
+        "python -m tests.planted",
+        "python -m tests.planted",
+        (Row("planted bugs", "bugs planted in the code: not noticed by any test", all_of_them=True),),
+    ),
+)
+
+
+def upper_bound(tries: int) -> float:
+    """The failure rate that `tries` tries without a failure leave possible, with 95 % confidence."""
+    return 1.0 - math.exp(math.log(0.05) / tries)
+
+
+def percent(share: float) -> str:
+    """With two digits that say something: `2.95 %`, `0.030 %`."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2f} %" if value >= 0.1 else f"{value:.2g} %"
+
+
+# --- running ------------------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """Cores, memory and system, and nothing that names the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def commit() -> str:
+    """The commit that is tried, and whether the tree differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines() if not line.endswith(_OWN)]
+    return git("rev-parse", "--short=10", "HEAD") + (" and changes" if changed else "")
+
+
+_OWN = (PAGE.name, KEPT.name)
+
+
+def carry_out(run: Run, *, short: bool) -> tuple[dict[str, dict[str, Any]], bool]:
+    """What the command counted, by key, and whether it ended well."""
+    command = run.short if short else run.command
+    extra = run.env_short if short else run.env
+    said = " ".join([*(f"{name}={value}" for name, value in extra.items()), command])
+    print(f"--- {run.name}: {said}", file=sys.stderr, flush=True)
+    words = shlex.split(command)
+    words[:1] = [sys.executable] if words[0] == "python" else [sys.executable, "-m", words[0]]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
+        lines = Path(folder) / "tally.jsonl"
+        environment = {**os.environ, **extra, "P2PNODE_TALLY": str(lines)}
+        done = subprocess.run(words, cwd=ROOT, env=environment, stdout=sys.stderr)
+        counted = [json.loads(line) for line in lines.read_text("utf-8").splitlines()] if lines.exists() else []
+    about = {"command": said, "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+    found = {key: entry | about | {"seconds": round(time.monotonic() - began)} for key, entry in summed(counted).items()}
+    print(f"--- {run.name}: ended with {done.returncode}, {len(found)} counts", file=sys.stderr, flush=True)
+    return found, done.returncode == 0 and bool(found)
+
+
+def summed(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tallies of one key added up; of what was measured besides, the last word counts."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        entry = found.setdefault(line["key"], {"failed": 0, "of": 0, "figures": {}})
+        entry["failed"] += line["failed"]
+        entry["of"] += line["of"]
+        entry["figures"] |= {name: value for name, value in line.items() if name not in ("key", "failed", "of")}
+    return {key: entry for key, entry in found.items() if entry["of"]}
+
+
+def place(run: Run, key: str) -> str:
+    """Under which name a count is kept: some promises are tried by several runs."""
+    return f"{run.name}: {key}"
+
+
+# --- rendering ----------------------------------------------------------------------------------------------------------
+
+
+def render(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page, from what is kept."""
+    machines = list(dict.fromkeys(entry["machine"] for entry in kept.values()))
+    lines = [
+        INTRODUCTION,
+        "| what was tried | failed | at most, with 95 % confidence | commit | date | run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, run in enumerate(RUNS, 1):
+        lines += [_line(row, kept.get(place(run, row.key)), number) for row in run.rows]
+    lines += ["", "The runs, as they were last made:", ""]
+    for number, run in enumerate(RUNS, 1):
+        entry = next((kept[place(run, row.key)] for row in run.rows if place(run, row.key) in kept), None)
+        where = f", {_minutes(entry['seconds'])}, machine {machines.index(entry['machine']) + 1}" if entry else ": not run"
+        lines.append(f"{number}. `{entry['command'] if entry else _said(run)}`{where}")
+    if machines:
+        lines += ["", "Machines: " + "; ".join(f"{number}: {text}" for number, text in enumerate(machines, 1)) + "."]
+    return "\n".join([*lines, "", NOT_COVERED])
+
+
+def _said(run: Run) -> str:
+    return " ".join([*(f"{name}={value}" for name, value in run.env.items()), run.command])
+
+
+def _line(row: Row, entry: Mapping[str, Any] | None, number: int) -> str:
+    if entry is None:
+        return f"| {row.promise} | not run | | | | {number} |"
+    count = f"**{entry['failed']:,} of {entry['of']:,}**"
+    if row.all_of_them:
+        bound = "every case there is"
+    else:
+        bound = percent(upper_bound(entry["of"])) if not entry["failed"] else "see the run"
+    shown = [
+        (name, value) for name, value in entry["figures"].items() if isinstance(value, int | float | str) and name not in UNSHOWN
+    ]
+    figures = ", ".join(f"{name} {_short(value)}" for name, value in shown[:FIGURES_MAX])
+    promise = f"{row.promise} ({figures})" if figures else row.promise
+    return f"| {promise} | {count} | {bound} | {entry['commit']} | {entry['date']} | {number} |"
+
+
+def _short(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+INTRODUCTION = """\
+# Reliability
+
+Written by `python docs/reliability.py` from what the commands below counted; don't edit it. A promise that no command has tried
+says "not run". "At most" is the rate of failures that the tries leave possible: with none in N independent tries it is below
+1 - 0.05^(1/N), about 3/N. Tries that are every case there is, such as each step of each write, have no such bound.
+"""
+
+NOT_COVERED = """\
+## What isn't covered
+
+- **A disk that lies.** After fsync has answered, the data counts as safe; a drive that keeps it in a volatile cache breaks that
+  promise for every program. Crash points are simulated over the order of our own writes, fsyncs and renames, and SQLite's are
+  taken on trust: no machine was unplugged.
+- **Two faults at once** beyond what the swarm's seeds draw: a damaged checkpoint *and* a damaged one before it start a node from
+  scratch, which it says.
+- **Damage in memory**: a bit that flips in RAM before its checksum is made is saved, and sent, as it is.
+- **Many machines.** Real processes share one machine and its loopback here, four to eight at a time; a thousand nodes exist in
+  the simulator only, which runs the same core but not the transport.
+- **Long runs.** Minutes to hours, not weeks. A leak of a few bytes an hour would not be seen.
+- **GPUs.** A training process is killed, stopped and made to fail; a CUDA error was only ever an exception of the same kind.
+- **Systems other than Linux**, file systems without atomic renames, network file systems.
+- **Clocks**: a wall clock that jumps while a node is down makes what it carries look younger or older than it is, within bounds.
+- **Independence.** The bound assumes tries that have nothing to do with each other; those of one process or one seed do.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which runs; all without a name")
+    parser.add_argument("--short", action="store_true", help="less of each")
+    parser.add_argument("--list", action="store_true", help="say what would be run, and run nothing")
+    options = parser.parse_args(arguments)
+    known = {run.name: run for run in RUNS}
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"no run is called {unknown[0]}; there are: {', '.join(known)}")
+    runs = [known[name] for name in options.names] or list(RUNS)
+    if options.list:
+        for run in runs:
+            print(f"{run.name}: {run.short if options.short else run.command}")
+        return 0
+    kept: dict[str, dict[str, Any]] = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+    sound = True
+    for run in runs:
+        found, ended_well = carry_out(run, short=options.short)
+        sound = sound and ended_well and not any(entry["failed"] for entry in found.values())
+        kept |= {place(run, row.key): found[row.key] for row in run.rows if row.key in found}
+        KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
+        PAGE.write_text(render(kept), "utf-8")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
