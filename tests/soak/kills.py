@@ -28,7 +28,7 @@ START_S_MAX = 3.0  # after so long at most: a start takes four seconds on a quie
 RANDOM_S_MAX = 1.0  # a blow without aim falls within so long of the first new step
 AIM_S_MAX = 20.0  # until something is written; every half second, when all is well
 ORPHAN_S_MAX = 10.0
-UNREADABLE = ("unreadable", "put aside", "is lost")  # in the log of a start that lost something
+UNREADABLE = ("unreadable", "put aside", "is lost", "sequence numbers go on")  # in the log of a start that lost something
 
 
 @dataclass(frozen=True, slots=True)
