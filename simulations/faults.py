@@ -38,6 +38,12 @@ class Faults:
     partition_shape: str = one_of("halves", "lopsided", "one", "one_way", "bridge", "flapping")
     flap_s: float = within(10.0, 0.01, 1e6)  # flapping: how long each turn is
 
+    # islands: nodes in so many parts (by number, of equal size, newcomers in turn) that have never heard of each other. Each has
+    # bootstraps of its own and, with same_init, a start of its own; all know all bootstraps
+    islands: int = within(1, 1, 1000)
+    islands_until_s: float = within(0.0, 0, 1e6)  # from here on the parts can reach each other; 0: never
+    disjoint_classes: bool = False  # True: each island has classes of its own, those whose number mod islands is the island's
+
     # a disaster
     disaster_s: float = within(0.0, 0, 1e6)  # then part of the nodes vanish for good, bootstraps too
     loss_fraction: float = within(0.0, 0, 0.99)  # how many of those who are up; 0: no disaster
@@ -58,6 +64,8 @@ def inconsistent(faults: Faults) -> str | None:
     """What doesn't go together, as a sentence that says what to do."""
     if faults.loss_fraction and not faults.disaster_s:
         return "loss_fraction needs the moment of the disaster; set disaster_s."
+    if faults.disjoint_classes and faults.islands == 1:
+        return "disjoint_classes is for islands; set islands=2 or more, or leave it out."
     if faults.day_s and faults.on_share == 1:
         return "with day_s a node is on for a share of each day; set on_share below 1."
     return None

@@ -86,8 +86,9 @@ class Learners:
         """The task of one node, with the scenario's model and optimizer in place of the task's own where it names any."""
         scenario = self._scenario
         index = row % scenario.nodes  # who joins later has the data of somebody who was there
-        init = self._world.seed("init", *([] if scenario.same_init else [row]))
-        shard = Shard(index, scenario.nodes, scenario.seed, scenario.alpha or None)
+        common = ["island", scenario.island(row)] if scenario.islands > 1 else []
+        init = self._world.seed("init", *(common if scenario.same_init else [row]))
+        shard = Shard(*scenario.part(row), scenario.seed, scenario.alpha or None)
         try:
             task = make(scenario.task, shard, init)
         except ConfigError as error:
@@ -95,6 +96,8 @@ class Learners:
         if index not in shards:
             samples = Samples(task.train_data, CPU)
             shards[index] = samples.take(range(len(samples)))
+            if scenario.disjoint_classes:
+                shards[index] = _classes(shards[index], scenario.island(row), scenario.islands)
         if scenario.batch_size:
             task = dataclasses.replace(task, batch_size=scenario.batch_size)
         if scenario.lr:
@@ -235,6 +238,15 @@ def _recipe(scenario: Scenario, own: Recipe | None) -> Recipe:
         return Recipe(**changes) if own is None else dataclasses.replace(own, **changes)
     except ValueError as error:
         raise ScenarioError(f"{str(error).removesuffix('.')} (scalar_lr, epsilon, scale, code, schedule and horizon).") from None
+
+
+def _classes(pairs: Pairs, island: int, islands: int) -> Pairs:
+    """The samples of an island's own classes. Raises ScenarioError when a node would have none."""
+    inputs, targets = pairs
+    own = targets % islands == island
+    if targets.is_floating_point() or not own.any():
+        raise ScenarioError(f"a node of island {island} has no samples of its classes; lower islands, or raise alpha.")
+    return inputs[own], targets[own]
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

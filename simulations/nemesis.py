@@ -18,7 +18,7 @@ from random import Random
 
 from simulations.availability import nights
 from simulations.network import Network
-from simulations.partitions import plan_partition
+from simulations.partitions import apart, plan_partition
 from simulations.rules import Rules, loss
 from simulations.scenario import Scenario
 from simulations.swarm import Swarm
@@ -128,6 +128,11 @@ class Nemesis:
         if scenario.partition_for_s:
             plan_partition(scenario, world, self._rules, self._swarm.identities)
             world.at(scenario.partition_s + scenario.partition_for_s, self._harmed)
+        if scenario.islands > 1:
+            join = self._rules.add(apart(scenario))
+            if scenario.islands_until_s:
+                world.at(scenario.islands_until_s, join)
+                world.at(scenario.islands_until_s, self._harmed)
         if scenario.loss:
             lift = self._rules.add(loss(scenario.loss, world.randomness("loss")))
             if scenario.heal_s:

@@ -37,6 +37,15 @@ def bridged(half: Container[int], bridge: int) -> Rule:
     return rule
 
 
+def apart(scenario: Scenario) -> Rule:
+    """Nothing passes between islands."""
+
+    def rule(packet: Packet) -> Verdict:
+        return PASS if scenario.island(packet.source) == scenario.island(packet.target) else DROP
+
+    return rule
+
+
 def shaped(shape: str, order: list[int]) -> Rule:
     """The rule of a shape for nodes in random `order`."""
     half = frozenset(order[: len(order) // 2])

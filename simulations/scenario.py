@@ -41,7 +41,7 @@ class Scenario(Faults):
     # what is learned
     task: str = "digits"
     alpha: float = within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
-    same_init: bool = False  # True: everybody starts from the same parameters
+    same_init: bool = False  # True: everybody (of an island) starts from the same parameters
     hidden: tuple[int, ...] = ()  # widths of an MLP that replaces the task's model (Xavier-uniform, zero biases); (): task's own
     convolutional: bool = False  # True: a small CNN replaces the task's model, whose inputs are square images
     pretrain_steps: int = within(0, 0, 10_000_000)  # above 0: all start from one model, trained so long on all of the data
@@ -93,7 +93,7 @@ class Scenario(Faults):
     # the network
     topology: str = one_of(*TOPOLOGIES)  # overlay: bootstraps are given, the membership protocol does the rest
     degree: int = within(4, 1, 5000)  # links a node (k_regular), expected (erdos_renyi), links of a newcomer (barabasi_albert)
-    bootstraps: int = within(1, 1, 100)  # the first so many nodes; they never leave
+    bootstraps: int = within(1, 1, 100)  # the first so many nodes (of each island); they never leave
     latency_ms_min: float = within(10.0, 0, 1e6)  # one way; each pair has its own, drawn evenly
     latency_ms_max: float = within(60.0, 0, 1e6)
     bandwidth_mbit: float = within(100.0, 0.001, 1e6)  # uplink of each node
@@ -111,8 +111,33 @@ class Scenario(Faults):
 
     @property
     def mends(self) -> bool:
-        """Whether one overlay is promised for the end: not where fixed neighbours were lost in a disaster."""
-        return not self.loss_fraction or self.topology == "overlay" or self.repair
+        """Whether one overlay is promised for the end: not where fixed neighbours were lost, nor where islands stay islands."""
+        lost = self.loss_fraction and self.topology != "overlay" and not self.repair
+        return not lost and (self.islands == 1 or self.islands_until_s > 0)
+
+    def island(self, index: int) -> int:
+        """The island of a node."""
+        return index % self.nodes * self.islands // self.nodes
+
+    def part(self, index: int) -> tuple[int, int]:
+        """Which part of the data of how many is a node's; whoever joins later has that of somebody who was there.
+
+        Where islands have classes of their own, the nodes of each share all of the data, and take those classes from their part.
+        """
+        index %= self.nodes
+        if not self.disjoint_classes:
+            return index, self.nodes
+        mates = [one for one in range(self.nodes) if self.island(one) == self.island(index)]
+        return mates.index(index), len(mates)
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The bootstraps: the first so many nodes of each island."""
+        return tuple(
+            one
+            for island in range(self.islands)
+            for one in [index for index in range(self.nodes) if self.island(index) == island][: self.bootstraps]
+        )
 
     def gossip(self) -> GossipSettings:
         """The part the core is told."""
@@ -212,6 +237,10 @@ def _inconsistent(scenario: Scenario) -> str | None:
         return "shared-seed mode sums changes of one model; set same_init=true or pretrain_steps."
     if scenario.latency_ms_min > scenario.latency_ms_max:
         return "latency_ms_min is above latency_ms_max; exchange them."
+    if scenario.islands > scenario.nodes:
+        return "there are more islands than nodes; lower islands."
+    if scenario.islands_until_s > scenario.seconds:
+        return "islands_until_s is after the end; lower it, or leave it out and they never meet."
     if scenario.bootstraps > scenario.nodes:
         return "there are more bootstraps than nodes; lower bootstraps."
     if scenario.equivocators + scenario.garblers > scenario.nodes - scenario.bootstraps:

@@ -69,7 +69,7 @@ class Simulation:
         starts = world.randomness("starts")
         for index in range(scenario.nodes):
             at = starts.uniform(0, scenario.start_s)
-            world.at(0.0 if index < scenario.bootstraps else at, partial(swarm.start, index))
+            world.at(0.0 if index in scenario.firsts else at, partial(swarm.start, index))
         nemesis.plan()
         if scenario.quiet_s and swarm.ledgers is not None:
             world.at(scenario.seconds - scenario.quiet_s, swarm.pause)

@@ -74,7 +74,7 @@ class Swarm:
         if self.quiet:
             node.handle(Pause(True))
         if self.graph is None or index >= len(self.graph):
-            node.handle(Join(tuple(self._contacts[one].addresses[0] for one in range(scenario.bootstraps) if one != index)))
+            node.handle(Join(tuple(self._contacts[one].addresses[0] for one in scenario.firsts if one != index)))
 
     def _neighbours(self, index: int) -> tuple[Contact, ...] | None:
         """Those of a given graph; newcomers have none."""
@@ -111,7 +111,7 @@ class Swarm:
 
     def able(self) -> list[int]:
         """Who is up, and neither bootstrap nor liar, nor about to leave."""
-        safe = self.leaving.union(self.liars, range(self._scenario.bootstraps))
+        safe = self.leaving.union(self.liars, self._scenario.firsts)
         return [index for index, node in sorted(self.nodes.items()) if node.alive and index not in safe]
 
     def up(self, index: int) -> bool:
