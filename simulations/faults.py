@@ -38,6 +38,10 @@ class Faults:
     partition_shape: str = one_of("halves", "lopsided", "one", "one_way", "bridge", "flapping")
     flap_s: float = within(10.0, 0.01, 1e6)  # flapping: how long each turn is
 
+    # a file of lines `time a b duration` (simulations/contacts.py), beside the scenario or as the shell sees it: nodes reach each
+    # other only then
+    contacts: str = ""
+
     # islands: nodes in so many parts (by number, of equal size, newcomers in turn) that have never heard of each other. Each has
     # bootstraps of its own and, with same_init, a start of its own; all know all bootstraps
     islands: int = within(1, 1, 1000)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from random import Random
 
 from simulations.availability import nights
+from simulations.contacts import only_contacts, read_contacts
 from simulations.network import Network
 from simulations.partitions import apart, plan_partition
 from simulations.rules import Rules, loss
@@ -112,27 +114,41 @@ class Nemesis:
 
     def plan(self) -> None:
         """Put everything on the clock."""
-        scenario, world = self._scenario, self._world
-        joiner = scenario.nodes
-        for one in [*self._acts, *sleeps(scenario, world)]:
+        joiner = self._scenario.nodes
+        for one in [*self._acts, *sleeps(self._scenario, self._world)]:
             match one.act:
                 case Act.JOIN:
-                    world.at(one.at, partial(self._swarm.start, joiner))
+                    self._world.at(one.at, partial(self._swarm.start, joiner))
                     joiner += 1
                 case Act.CUT:
-                    world.at(one.at, self._cut)
+                    self._world.at(one.at, self._cut)
                 case Act.DISASTER:
-                    world.at(one.at, self._disaster)
+                    self._world.at(one.at, self._disaster)
                 case Act.LEAVE | Act.VANISH | Act.SLEEP:
-                    world.at(one.at, partial(self._take_away, one))
+                    self._world.at(one.at, partial(self._take_away, one))
+        self._plan_parts()
+        self._plan_wires()
+
+    def _plan_parts(self) -> None:
+        """Who can't reach whom."""
+        scenario, world = self._scenario, self._world
         if scenario.partition_for_s:
             plan_partition(scenario, world, self._rules, self._swarm.identities)
             world.at(scenario.partition_s + scenario.partition_for_s, self._harmed)
+        if scenario.contacts:
+            contacts = read_contacts(Path(scenario.contacts), scenario.nodes)
+            self._rules.add(only_contacts(contacts))
+            for one in contacts:
+                world.at(one.start, partial(self._swarm.meet, one.one, one.other))
         if scenario.islands > 1:
             join = self._rules.add(apart(scenario))
             if scenario.islands_until_s:
                 world.at(scenario.islands_until_s, join)
                 world.at(scenario.islands_until_s, self._harmed)
+
+    def _plan_wires(self) -> None:
+        """What frames suffer."""
+        scenario, world = self._scenario, self._world
         if scenario.loss:
             lift = self._rules.add(loss(scenario.loss, world.randomness("loss")))
             if scenario.heal_s:

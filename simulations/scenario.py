@@ -111,7 +111,11 @@ class Scenario(Faults):
 
     @property
     def mends(self) -> bool:
-        """Whether one overlay is promised for the end: not where fixed neighbours were lost, nor where islands stay islands."""
+        """Whether one overlay is promised for the end: not where fixed neighbours were lost, islands stay islands, or
+        nodes meet now and then.
+        """
+        if self.contacts:
+            return False
         lost = self.loss_fraction and self.topology != "overlay" and not self.repair
         return not lost and (self.islands == 1 or self.islands_until_s > 0)
 
@@ -180,6 +184,8 @@ def load(source: str, changes: Iterable[str] = (), seed: int | None = None) -> S
         _set(values, change)
     if seed is not None:
         values["seed"] = seed
+    if isinstance(trace := values.get("contacts"), str) and (path.parent / trace).is_file():
+        values["contacts"] = str(path.parent / trace)
     return build(values)
 
 

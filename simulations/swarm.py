@@ -118,6 +118,12 @@ class Swarm:
         """Whether node `index` is up and isn't about to leave."""
         return index in self.nodes and self.nodes[index].alive and index not in self.leaving
 
+    def meet(self, one: int, other: int) -> None:
+        """Two nodes come within reach of each other and find each other's address."""
+        for index, found in ((one, other), (other, one)):
+            if self.up(index):
+                self.nodes[index].handle(Join(self._contacts[found].addresses))
+
     def links(self, index: int) -> int:
         """How many links node `index` has: in the graph, where one is given."""
         if self.graph is not None and index < len(self.graph):
