@@ -77,7 +77,7 @@ def merge_tensors(schema: Schema, own: Model, received: Sequence[Model], combine
     """
     check_names(schema, own)
     for index, model in enumerate(received):
-        with _blaming(index):
+        with blaming(index):
             check_names(schema, model)
     return {spec.name: _merge_tensor(spec, own, received, combine) for spec in schema.tensors}
 
@@ -131,18 +131,19 @@ def _merge_tensor(spec: TensorSpec, own: Model, received: Sequence[Model], combi
 
 def _theirs(spec: TensorSpec, index: int, model: Model, device: torch.device) -> Iterator[Tensor]:
     """The pieces of one tensor of received model `index`, which is loaded when the first is asked for."""
-    with _blaming(index):
+    with blaming(index):
         value = model[spec.name]
         check_form(spec, value)
     for piece in blocks(value):
         block = piece.to(device=device, dtype=working_dtype(spec.dtype))
-        with _blaming(index):
+        with blaming(index):
             check_block(spec, block)
         yield block
 
 
 @contextmanager
-def _blaming(index: int) -> Iterator[None]:
+def blaming(index: int) -> Iterator[None]:
+    """What a ModelError in here is about: received model `index`. Raises BadInput in its place."""
     try:
         yield
     except ModelError as error:
