@@ -81,7 +81,7 @@ def _config(number: int, count: int, folder: Path) -> Config:
         threads=1,
         cycle_s=86_400,
         evaluate_every_s=86_400,
-        save_every_s=86_400,
+        checkpoint_every_s=86_400,
     )
 
 

@@ -48,7 +48,7 @@ def _config(given: argparse.Namespace, index: int, folder: Path) -> Config:
         run_entries=given.run_entries,
         cycle_s=given.cycle_s,
         evaluate_every_s=given.evaluate_every_s,
-        save_every_s=600.0,
+        checkpoint_every_s=600.0,
     )
 
 

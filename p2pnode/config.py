@@ -135,7 +135,15 @@ class Config:
         low=0.1,
         high=86_400,
     )
-    save_every_s: float = _key(30.0, "Seconds between two saves of the model; a clean stop saves too.", low=0.1, high=86_400)
+    checkpoint_every_s: float = _key(
+        30.0,
+        "Seconds between two checkpoints of all that was learnt; they take at most a tenth of the time. A clean stop makes one too.",
+        low=0.1,
+        high=86_400,
+    )
+    checkpoint_every_steps: int = _key(
+        0, "Also make a checkpoint after so many local steps (gradients, with scalars). 0: by time only.", low=0, high=1e9
+    )
     limits: str = _key("laptop", "Preset of all bounds: laptop, or edge for a small board.", choices=tuple(PRESETS))
     log_level: str = _key("info", "Least level of the daemon's log lines.", choices=("debug", "info", "warning", "error"))
 

@@ -1,6 +1,6 @@
 """What is the user's to mend, and how it is told without telling secrets.
 
-Owns the one exception whose text a person sees as it is. Never carries an invitation: whatever a sentence quotes, `redact` has
+Owns the exceptions whose text a person sees as it is. Never carries an invitation: whatever a sentence quotes, `redact` has
 taken those out.
 """
 
@@ -21,3 +21,7 @@ class ConfigError(Exception):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(redact(sentence))
+
+
+class DiskError(ConfigError):
+    """A disk that is full, or read-only, or broken: nothing has changed, and whoever asked tries again when there may be room."""

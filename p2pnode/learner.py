@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pnode.checkpoint_files import CheckpointFile, Tensors, generators, put_back_generators, write_checkpoint
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, DiskError
 from p2pnode.evaluating import evaluating, tested
 from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
 from p2pnode.pulse import Pulse
@@ -104,7 +104,7 @@ class Learner:
         try:
             return write_blob(self.blobs, tensors.encoded(self.schema, tensors.state_of(self.pupil.model)))
         except OSError as error:
-            raise ConfigError(f"the model can't be written to {self.blobs}: {error}; make room there.") from None
+            raise DiskError(f"the model can't be written to {self.blobs}: {error}; make room there.") from None
 
     def _share_seeds(self, model: nn.Module, samples: Samples) -> None:
         """From now on the parameters are the model's, which has just been written, plus a sum of entries."""
@@ -202,7 +202,7 @@ class Learner:
     # --- checkpoints ------------------------------------------------------------------------------------------------------
 
     def checkpoint(self, path: Path, metadata: dict[str, str]) -> CheckpointResult:
-        """Everything that decides what comes next, durable at `path`. Raises ConfigError, with nothing changed there."""
+        """Everything that decides what comes next, durable at `path`. Raises DiskError, with nothing changed there."""
         began, remarks, whole = time.perf_counter(), list[str](), Tensors()
         state: dict[str, Any] = {"pupil": self.pupil.capture("model", whole, remarks)}
         if self.alone is not None:
@@ -218,7 +218,7 @@ class Learner:
             digest, size = write_checkpoint(path, whole, state, {**metadata, **own}, self.pulse.beat)
             (self.blobs.parent / LOCAL_FILE).unlink(missing_ok=True)
         except OSError as error:
-            raise ConfigError(f"the checkpoint can't be written to {path.parent}: {error}; make room there.") from None
+            raise DiskError(f"the checkpoint can't be written to {path.parent}: {error}; make room there.") from None
         return CheckpointResult(digest, size, self.pupil.steps, time.perf_counter() - began, tuple(remarks))
 
     def _open_saved(self, *, needed: bool) -> CheckpointFile | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -29,7 +30,6 @@ from p2pnode.hands import Hands
 from p2pnode.listening import TransportFactory
 from p2pnode.parts import Factories, Hooks, Parts, assemble
 from p2pnode.report import Audience, NodeReport, live_status, report_of
-from p2pnode.store import MODEL_FILE
 from p2pnode.task import TaskFunction, spec_of
 from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import NOT_LET_IN
@@ -164,9 +164,9 @@ class Node:
             log.warning("the training process can't hand over its model now; the one saved last (%s) stays", parts.jobs.saved)
             return
         try:
-            await asyncio.wait_for(parts.jobs.export(self.config.data_dir / MODEL_FILE), SAVE_S_MAX)
-        except (TrainerError, ConfigError, TimeoutError) as error:
-            log.error("the model can't be saved: %s", error or "the training process takes too long")
+            await asyncio.wait_for(parts.jobs.checkpoint(), SAVE_S_MAX)
+        except (TrainerError, ConfigError, OSError, sqlite3.Error) as error:  # a TimeoutError is an OSError
+            log.error("no last checkpoint could be made: %s", error or "the training process takes too long")
 
     # --- the core -------------------------------------------------------------------------------------------------------
 

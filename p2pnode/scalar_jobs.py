@@ -1,7 +1,7 @@
 """What shared-seed learning asks of the training process: probes, entries of others, fingerprints, snapshots.
 
 Owns the way from each such effect to its event, and which snapshot stands for what was compacted last. One at a time, in the
-queue of `jobs`; a failure is its caller's.
+queue of `jobs`; a failure is its caller's, but for a disk that is full: then the core asks again later, and learns on.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 
 from p2pnode.blobs import Blobs
+from p2pnode.errors import DiskError
 from p2pnode.ledger_store import Snapshot
 from p2pnode.trainer import Trainer
 from protocols.effects import Adopt, Apply, Compact, Fingerprint, Probe
 from protocols.entries import Span
 from protocols.events import Adopted, Applied, Compacted, Event, Fingerprinted, Probed
+from protocols.merkle import Digest
 
 ScalarJob = Probe | Apply | Fingerprint | Compact | Adopt
 
@@ -46,8 +48,21 @@ class ScalarJobs:
         if result.snapshot is not None:
             self._blobs.own(result.snapshot.digest, result.snapshot.leaves)
 
-    async def do(self, job: ScalarJob) -> None:
-        """One of them. Raises TrainerError, ConfigError."""
+    async def do(self, job: ScalarJob) -> str:
+        """One of them; what the disk has against it, which the core knows then too. Raises TrainerError, ConfigError."""
+        try:
+            await self._do(job)
+        except DiskError as error:
+            if isinstance(job, Compact):
+                self._feed(Compacted(Digest(b""), 0, str(error)))
+            elif isinstance(job, Adopt):
+                self._feed(Adopted((), str(error), again=True))
+            else:
+                raise
+            return str(error)
+        return ""
+
+    async def _do(self, job: ScalarJob) -> None:
         match job:
             case Probe(first, count):
                 await self._probe(first, count)

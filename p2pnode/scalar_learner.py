@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from p2pnode.durable import rename, sync_file, sync_folder, unlink
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, DiskError
 from p2pnode.model_files import map_blob, write_blob
 from p2pnode.scalar_results import AdoptResult, CompactResult, ProbeResult, RestoreResult
 from p2pnode.sum_files import CHECKPOINT_FILE, SNAPSHOT_PREFIX, Layout, SumFile, SumFileError, read_sum, snapshot_path, write_sum
@@ -124,13 +124,13 @@ class Scalars:
             self.model.settle()
         self._unsaved_s += time.perf_counter() - began
         if self._unsaved_s > CHECKPOINT_WORK_S:
-            with suppress(ConfigError):  # the next save says it; this one only spares work
+            with suppress(DiskError):  # the next save says it; this one only spares work
                 self.checkpoint()
 
     # --- files ----------------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> None:
-        """Keep the present sum, so that a restart needn't apply all entries again. Raises ConfigError."""
+        """Keep the present sum, so that a restart needn't apply all entries again. Raises DiskError."""
         self._unsaved_s = 0.0
         digest = self.model.digest.ljust(CHAIN_BYTES, b"\0")  # in the place of chains, which only the core knows
         marks = [Mark(author, count, digest) for author, count in self.model.counts.items()]
@@ -158,7 +158,7 @@ class Scalars:
         return RestoreResult(made, tuple(warnings))
 
     def compact(self, cut: Sequence[Mark], tail: Sequence[Span]) -> CompactResult:
-        """A snapshot of the sum as of `cut`: without `tail`, which is all above it. Raises ConfigError, with nothing changed.
+        """A snapshot of the sum as of `cut`: without `tail`, which is all above it. Raises DiskError, with nothing changed.
 
         The tail is taken out of the sum and put back, both exactly, so there is no second sum. The parameters stay.
         """
@@ -174,7 +174,7 @@ class Scalars:
             self.model.add(*tail)
 
     def adopt(self, digest: Digest, path: Path) -> AdoptResult:
-        """Put a peer's snapshot, whose bytes have that digest, in the place of the sum. Raises ConfigError, nothing changed."""
+        """Put a peer's snapshot, whose bytes have that digest, in the place of the sum. Raises DiskError, nothing changed."""
         try:
             file = read_sum(path, self.layout)
         except (OSError, SumFileError) as error:
@@ -290,4 +290,4 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"the sum can't be kept in {folder}: {error}; make room there.") from None
+        raise DiskError(f"the sum can't be kept in {folder}: {error}; make room there.") from None

@@ -6,9 +6,9 @@ thread ruins the network (402 to 85 MB/s beside a training loop, issue 2). Model
 A request is carried out to its end even when the coroutine that asked for it is cancelled; the next request waits its turn.
 A child that dies, or is killed because it was silent for too long (`pulse`), is replaced and continues from the last model it
 handed over, with the optimizer of the last checkpoint, and in shared-seed mode with all entries, from the `History` that
-`restore` named; the request is repeated. So a caller sees an answer, a `ConfigError` that the user must mend, or a `TrainerError` after
-`CRASHES_MAX` crashes in a row. Idea: Erlang's supervisors (one child, bounded restarts); multiprocessing's spawn for what a child
-must know.
+`restore` named; the request is repeated. So a caller sees an answer, a `ConfigError` that the user must mend (or, as `DiskError`,
+the disk), or a `TrainerError` after `CRASHES_MAX` crashes in a row. Idea: Erlang's supervisors (one child, bounded restarts);
+multiprocessing's spawn for what a child must know.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Trainer:
     async def compact(self, cut: Sequence[Mark], tail: Sequence[Span]) -> CompactResult:
         """Make a snapshot of the sum as it was at `cut`: without `tail`, all entries above it.
 
-        Raises ConfigError when it can't be written; then nothing has changed.
+        Raises DiskError when it can't be written; then nothing has changed.
         """
         result: CompactResult = await self._ask("compact", cut, tail)
         return result
@@ -144,7 +144,7 @@ class Trainer:
     async def adopt(self, digest: Digest, path: Path) -> AdoptResult:
         """Put the sum of snapshot `digest`, whose verified bytes are in the file `path`, in the place of ours.
 
-        What was applied above its cut must be applied again. Raises ConfigError when it can't be kept; then nothing has changed.
+        What was applied above its cut must be applied again. Raises DiskError when it can't be kept; then nothing has changed.
         """
         cut, reason = await self._ask("adopt", digest, str(path))
         return AdoptResult(tuple(Mark(PeerId(author), count, chain) for author, count, chain in cut), reason)
@@ -152,7 +152,7 @@ class Trainer:
     async def checkpoint(self, path: Path, metadata: dict[str, str]) -> CheckpointResult:
         """Write all that decides what comes next, durably and all or nothing, for `TrainerSettings.resume`.
 
-        Beside `metadata` the file gets `steps` and `schema`. Raises ConfigError when it can't be written: nothing has changed.
+        Beside `metadata` the file gets `steps` and `schema`. Raises DiskError when it can't be written: nothing has changed.
         """
         result: CheckpointResult = await self._ask("checkpoint", os.path.join(os.getcwd(), path), metadata)
         self._checkpoint = path

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import msgpack
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, DiskError
 from p2pnode.pulse import SLICE_S, Patience
 
 STOP_S_MAX = 2.0  # from SIGKILL to the process being gone; only a stuck driver takes longer
@@ -111,6 +111,8 @@ class Child:
         match kind:
             case "config":
                 raise ConfigError(fields[0])
+            case "disk":
+                raise DiskError(fields[0])
             case "crash":
                 raise CrashError(fields[0])
             case _:

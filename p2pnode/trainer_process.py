@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, DiskError
 from p2pnode.pulse import Pulse
 from p2pnode.spans import unpacked
 from p2pnode.trainer_child import fields_of
@@ -58,6 +58,8 @@ def main(fd: int, parent: int, trace: int) -> None:
                 case _:
                     assert learner is not None, "the parent starts a task first"
                     answer = _carry_out(learner, request)
+        except DiskError as error:
+            _send(sock, ["disk", str(error), pulse.silent_s])
         except ConfigError as error:
             _send(sock, ["config", str(error), pulse.silent_s])
         except BaseException:

@@ -170,18 +170,23 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """A `Compact` effect is done: the snapshot is blob `digest`, and durable."""
+    """A `Compact` effect is done: the snapshot is blob `digest`, and durable; or nothing has changed, and `reason` says why."""
 
     digest: Digest
     size: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """An `Adopt` effect is done: the sum is now that of `cut`; or nothing has changed, and `reason` says why."""
+    """An `Adopt` effect is done: the sum is now that of `cut`; or nothing has changed, and `reason` says why.
+
+    `again`: that is no fault of the snapshot's (our disk is full), so it is worth another try.
+    """
 
     cut: tuple[Mark, ...]
     reason: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

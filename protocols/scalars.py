@@ -133,6 +133,9 @@ class Scalars:
 
     def _on_compacted(self, event: Compacted, turn: Turn) -> None:
         """A snapshot is durable: forget what it holds, and serve it."""
+        if event.reason:
+            self.summing.put_off(turn.now)
+            return
         cut = self.summing.on_compacted()
         try:
             self.ledger.compact(cut)
@@ -146,6 +149,9 @@ class Scalars:
 
     def _on_adopted(self, event: Adopted, turn: Turn) -> None:
         """The sum is a snapshot's, or is not."""
+        if event.again:
+            self.summing.put_off(turn.now)
+            return
         reason = self.ledger.refusal(event.cut) if event.cut else event.reason or "no reason was given"
         self.summing.on_adopted(event.cut)
         if not reason:
@@ -325,7 +331,7 @@ class Scalars:
         me = self._identity.peer
         doubt = me in self.ledger.voided or self.asking.lacks_author(me)
         full = self.ledger.held >= self._limits.ledger_bytes_max // MEASURED_SHARE
-        self.summing.held = doubt or self.cuts.hurdle or full
+        self.summing.held = doubt or (self.cuts.hurdle and not self.summing.waits(now)) or full
 
     def tick(self, turn: Turn) -> None:
         """Whatever it is time for."""

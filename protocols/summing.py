@@ -53,6 +53,7 @@ class Summing:
         self._next_round = now
         self._next_print = now + limits.fingerprint_s
         self._next_print_paused = now
+        self._files_after = float("-inf")  # not before that are snapshots asked for
 
     # --- what there is to do --------------------------------------------------------------------------------------------
 
@@ -82,11 +83,14 @@ class Summing:
         """Ask for the next job, if the last one is done."""
         if self.job is not Job.RESTING:
             return
-        if self.adopt is not None:
+        if turn.now >= self._files_after:
+            self._files_after = float("-inf")
+        files = not self.waits(turn.now)
+        if self.adopt is not None and files:
             self._ask(Job.ADOPTING, Adopt(self.adopt), turn)
         elif self._retract:
             self._apply(turn)
-        elif self._cut_ready:
+        elif files and self._cut_ready:
             self._ask(Job.COMPACTING, Compact(self.cut, self._tail()), turn)
         elif self._probe_next and self._may_probe(turn.now):
             self._probe(turn)
@@ -104,6 +108,8 @@ class Summing:
         if self.job is not Job.RESTING:
             return float("inf")
         times = [float("inf")]
+        if self._files_after != float("-inf"):
+            times.append(self._files_after)
         if not self.paused and not self.held:
             times.append(self._next_round)
         if self._print_wanted:
@@ -139,6 +145,16 @@ class Summing:
         self._done(Job.COMPACTING)
         cut, self.cut = self.cut, ()
         return cut
+
+    def put_off(self, now: float) -> None:
+        """A snapshot can't be written to our disk now: learning goes on, and it is asked for again later."""
+        assert self.job in (Job.COMPACTING, Job.ADOPTING), "an answer that nobody asked for"
+        self.job = Job.RESTING
+        self._files_after = now + self._limits.snapshot_again_s
+
+    def waits(self, now: float) -> bool:
+        """Whether our disk keeps a snapshot from being made or adopted."""
+        return now < self._files_after
 
     def on_adopted(self, cut: tuple[Mark, ...]) -> None:
         """The sum is another, or, where `cut` is empty, what it was."""

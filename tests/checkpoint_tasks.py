@@ -71,7 +71,7 @@ class _Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self._inputs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = self._rng.normal() + np.random.normal() + random.gauss(0, 1) + float(torch.randn(()))  # noqa: NPY002
+        noise = self._rng.normal() + np.random.normal() + random.gauss(0, 1) + float(torch.randn(()))
         return self._inputs[index], self._inputs[index].sum()[None] + 0.1 * noise
 
 

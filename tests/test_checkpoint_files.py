@@ -58,7 +58,7 @@ def everything(node: Learner) -> dict[str, object]:
         found[f"{name} optimizer"] = json.dumps(packed(pupil.optimizer.state_dict(), "t", held))
         found |= {f"{name} {key}": raw(value) for key, value in held.items()}
     found["torch"] = raw(torch.get_rng_state())
-    found["numpy"], found["python"] = str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    found["numpy"], found["python"] = str(np.random.get_state()), random.getstate()
     found["shard"] = node.shard.rng.bit_generator.state
     if node.scalars is not None:
         found["sum"], found["counts"] = node.scalars.model.digest, dict(node.scalars.model.counts)
@@ -98,7 +98,7 @@ def test_going_on_from_a_checkpoint_is_not_having_stopped(
     state = straight.shard.rng.bit_generator.state
     straight.checkpoint(folder / "c.safetensors", {})
     assert straight.shard.rng.bit_generator.state == state, "a checkpoint changes nothing"
-    again_generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    again_generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
     act(straight, after, peer)
     straight.evaluate()
     expected = everything(straight)

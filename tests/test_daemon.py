@@ -47,7 +47,7 @@ class Daemon:
         self.log = folder.with_suffix(".log")
         config = {
             "swarm": "test", "task": TASK, "data_dir": str(folder), "listen": ["/ip4/127.0.0.1/tcp/0"], "threads": 1,
-            "shard_count": 2, "evaluate_every_s": 0.5, "save_every_s": 0.5, "cycle_s": 0.02,
+            "shard_count": 2, "evaluate_every_s": 0.5, "checkpoint_every_s": 0.5, "cycle_s": 0.02,
             "mdns": False, "upnp": False, **settings,
         }  # fmt: skip
         with self.log.open("ab") as log:
@@ -149,7 +149,7 @@ def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Call
 
 
 def test_a_training_cycle_of_ten_seconds_is_cut_short_and_saved(daemon: Callable[..., Daemon]) -> None:
-    settings = {"task": TASK.replace("make_task", "make_slow_task"), "save_every_s": 1000}
+    settings = {"task": TASK.replace("make_task", "make_slow_task"), "checkpoint_every_s": 1000}
     first = daemon("a", **settings)
     first.wait_ready()
     time.sleep(1.5)

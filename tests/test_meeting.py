@@ -17,7 +17,7 @@ from tests.test_mdns import namespace as namespace  # a fixture
 from tests.test_mdns import shell
 
 QUICK: dict[str, Any] = {
-    "evaluate_every_s": 0.5, "save_every_s": 5.0, "cycle_s": 0.1, "threads": 1, "shard_count": 2, "swarm": "meeting",
+    "evaluate_every_s": 0.5, "checkpoint_every_s": 5.0, "cycle_s": 0.1, "threads": 1, "shard_count": 2, "swarm": "meeting",
     "open": True, "listen": ("/ip4/127.0.0.1/tcp/0",), "mdns": False, "upnp": False,
 }  # fmt: skip
 

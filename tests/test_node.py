@@ -24,7 +24,7 @@ from protocols.limits import EDGE
 from tests.small_task import make_failing_task, make_task, make_wide_task
 
 QUICK: dict[str, Any] = {
-    "evaluate_every_s": 0.2, "save_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2, "mdns": False, "upnp": False,
+    "evaluate_every_s": 0.2, "checkpoint_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2, "mdns": False, "upnp": False,
     "open": True,  # who may come in is the business of test_entry.py and test_access_network.py
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from tests.small_task import make_task, make_wide_task
 
 QUICK: dict[str, Any] = {
     "protocol": "scalars", "local_steps": 10, "run_entries": 64, "run_s": 0.3, "cycle_s": 0.05, "evaluate_every_s": 0.2,
-    "save_every_s": 0.5, "threads": 1, "shard_count": 4, "mdns": False, "upnp": False, "open": True,
+    "checkpoint_every_s": 0.5, "threads": 1, "shard_count": 4, "mdns": False, "upnp": False, "open": True,
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Crowd:
             mdns=False,
             upnp=False,
             evaluate_every_s=86_400,
-            save_every_s=86_400,
+            checkpoint_every_s=86_400,
         )
         return Node(config, trainer=trainer)
 
