@@ -137,7 +137,7 @@ class Config:
     )
     checkpoint_every_s: float = _key(
         30.0,
-        "Seconds between two checkpoints of all that was learnt; they take at most a tenth of the time. A clean stop makes one too.",
+        "Seconds between two checkpoints of all that was learnt; at most a tenth of the time goes there. A clean stop makes one.",
         low=0.1,
         high=86_400,
     )
