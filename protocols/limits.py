@@ -124,6 +124,7 @@ class Limits:
     floor_tags_max: int = 320  # contributors in a floor; more authors than that can't agree on a cut
     snapshot_wait_s: float = 5.0  # for offers of snapshots, before the one that most peers have is taken
     snapshot_fetch_s_max: float = 3600.0  # for fetching one
+    snapshot_again_s: float = 60.0  # to the next try at one that our disk had no room for (guess: somebody makes room by hand)
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
