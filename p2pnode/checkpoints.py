@@ -54,13 +54,13 @@ class Checkpoints:
     def __init__(self, folder: Path, db: sqlite3.Connection, remarks: list[str]) -> None:
         """Finds the newest that is sound. Raises OSError, sqlite3.Error."""
         self.folder, self.outbox = folder / FOLDER, folder / OUTBOX
-        self._db, self._remarks = db, remarks
+        self._db, self._remarks, self._number = db, remarks, 0
         for one in (self.folder, self.outbox):
             if not one.exists():
                 one.mkdir(mode=FOLDER_MODE)
                 durable.sync_folder(folder)
         self.newest = next(self._sound(), None)
-        self._number = max((self.newest.number if self.newest else 0, *(_number(path) for path in self.folder.iterdir())))
+        self._number = max((self._number, *(_number(path) for path in self.folder.iterdir())))
         with contextlib.suppress(OSError):
             self._tidy()
 
@@ -115,7 +115,12 @@ class Checkpoints:
         noted = self._noted()
         if noted and not listed:
             self._remarks.append("the index of checkpoints is lost; the notes beside them tell what they are")
-        for number, one in sorted({**noted, **listed}.items(), reverse=True):
+        every = sorted({**noted, **listed}.items(), reverse=True)
+        self._number = every[0][0] if every else 0
+        with contextlib.suppress(sqlite3.Error), self._db:
+            for _, one in every[:KEPT]:
+                insert(self._db, "checkpoints", *_values(one))
+        for number, one in every:
             path = self.path(number)
             why = _damage(path, one)
             if why is None:

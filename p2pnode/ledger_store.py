@@ -2,7 +2,7 @@
 
 Owns three tables of `state.db`, and the file `signed`: how many steps of its own this node may have signed, for a day on which
 the database is lost or an old copy of it is put back. Never says that a run is durable before it is. A node that signed two
-things of one step would be void for all others, so one that knows less than it may have signed must not sign on (`LedgerStore.unknown`).
+things of one step would be void for all others: one that knows less than it may have signed must not sign on (`unknown`).
 Calls block on the disk: the driver makes them in a thread of its own.
 """
 

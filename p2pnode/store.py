@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         prepare_folder(folder)
         self.folder = folder
-        self._closed = self._noted = False
+        self._closed = self._noted = self._skipped = False
         self.remarks: list[str] = []  # what a person should know about the state we found
         self._lock = Lock(folder)
         try:
@@ -112,7 +113,7 @@ class Store:
                 row_of("record", 1, record.sequence, record.age, record.steps, record.digest),
             )
             assert done.rowcount == 1, f"sequence number {record.sequence} was used before"
-        self.record, self._noted = record, True
+        self.record, self._noted, self._skipped = record, True, False
 
     def _read_record(self, fresh: bool) -> Record:
         """What was said last; its number is the highest that may have been used."""
@@ -124,7 +125,7 @@ class Store:
         if found is None:
             found = Record(saved.sequence, saved.age, saved.steps) if saved else Record()
         self._noted = self.note(RESERVED_FILE) is not None
-        lost = self._noted or (row is None and saved is not None)
+        lost = self._noted or (row is None and saved is not None and saved.sequence > 0)
         last = numbers.first_after(max(found.sequence, saved.sequence if saved else 0), lost=lost)
         if numbers.damaged or (lost and not numbers.found):
             self.remarks.append(
@@ -132,7 +133,8 @@ class Store:
             )
         elif numbers.found and numbers.was_clean and last > found.sequence:
             self.remarks.append(f"{STATE_FILE} is older than the last stop, or damaged; sequence numbers go on from {last}")
-        return Record(last, found.age, found.steps, found.digest if last == found.sequence else b"")
+        self._skipped = last > found.sequence
+        return Record(last, found.age, found.steps, b"" if self._skipped else found.digest)
 
     # --- peers and notes ------------------------------------------------------------------------------------------------
 
@@ -238,6 +240,9 @@ class Store:
             return
         self._closed = True
         try:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                if self._skipped:  # so that the database says what the file says
+                    self.write(self.record)
             self._db.close()
             with contextlib.suppress(OSError):  # then the next start takes it for a crash, and skips a few numbers
                 self._numbers.close(self.record.sequence)
