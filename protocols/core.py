@@ -10,7 +10,8 @@ A link is greeted first: both sides send a hello (swarm and schema digests), and
 
 from __future__ import annotations
 
-from protocols.effects import Effect, Kind
+from protocols.carry import Carry, Separation
+from protocols.effects import Discard, Effect, Kind
 from protocols.entries import Restored, Span
 from protocols.errors import OtherVersion, RemoteError
 from protocols.events import (
@@ -100,9 +101,12 @@ class Core:
         self._members.addresses = self._sayable(addresses)
         self._greeting = Greeting(settings, self._members)
         scope = self._swarm + settings.schema
+        apart = Separation(limits, now - memory.apart_s)
+        self._carry = Carry(limits, identity.peer, self._shelf, self._holdings, apart)
         self._gossip = Gossip(
             identity, scope, settings.gossip, limits, settings.samples, model, randomness,
-            self._members.active, self._register, self._transfers, self._shelf, self._holdings, now,
+            self._members.active, self._register, self._transfers, self._shelf, self._holdings,
+            self._carry, now,
         )  # fmt: skip
         self._scalars = None if settings.scalars is None else Scalars(
             identity, scope, settings.scalars, limits, self._members.active, self._register,
@@ -113,7 +117,7 @@ class Core:
             models=settings.models,
         )  # fmt: skip
         self._scores.restore(memory.scores, now)
-        self._gossip.pulling.restore(memory.heard)
+        self._left_over = self._gossip.restore(memory, now)
         self._faults: dict[str, int] = {}
         self._leaving = False
         self._deadline = now
@@ -132,7 +136,10 @@ class Core:
         turn = Turn(now)
         if isinstance(event, Tick):
             self._members.liveness.ticked(now - self._deadline, now)
+        while self._left_over:
+            turn.add(Discard(self._left_over.pop()))
         self._dispatch(event, turn)
+        self._carry.apart.look(self._short, turn.now)
         self._deadline = self._next_deadline()
         if now >= self._deadline:
             self._tick(turn)
@@ -190,6 +197,7 @@ class Core:
             self._gossip.deadline if self._settings.models else float("inf"),
             self._scalars.deadline if self._scalars is not None else float("inf"),
             self._transfers.deadline,
+            self._carry.deadline,
             min(idle, default=float("inf")) + self._limits.hello_s_max,
         )
 
@@ -201,11 +209,20 @@ class Core:
         self._members.tick(turn)
         for peer in self._transfers.tick(turn):
             self._blame(peer, RemoteError("a model that it offered doesn't come", PENALTY_STALLED), turn)
+        self._carry.tick(turn)
         self._gossip.pulling.pull(turn)
         if self._settings.models:
             self._gossip.tick(turn)
         if self._scalars is not None:
             self._scalars.tick(turn)
+
+    @property
+    def _short(self) -> bool:
+        """Whether we have fewer peers than we want, though there are others whom we can't reach."""
+        active, wanted = len(self._members.active), self._limits.active_view_min
+        if self._settings.neighbours is not None:
+            return active < min(wanted, len(self._settings.neighbours))
+        return not active or (active < wanted and bool(self._members.passive))
 
     def _idle(self, link: Link) -> bool:
         """Whether a link is of no use to anybody yet: not greeted, or nobody's active peer."""
@@ -249,6 +266,7 @@ class Core:
         for peer in self._register.shut_out:
             self._members.shut_out(peer)
             self._gossip.pulling.shut_out(peer, turn)
+            self._carry.shut_out(peer, turn)
             link = self._links.get(peer)
             if link is not None and link.state is not State.CLOSING:
                 self._greeting.hang_up(link, Goodbye.FAULT, SHUT_OUT, turn)
@@ -317,7 +335,14 @@ class Core:
 
     def memory(self, now: float) -> Memory:
         """What the next core of this node is to remember: to be stored with a checkpoint that was asked for by now."""
-        return Memory(self._gossip.pulling.heard, self._scores.memory(now))
+        carry, pulling = self._carry, self._gossip.pulling
+        return Memory(
+            heard=pulling.heard.memory,
+            scores=self._scores.memory(now),
+            carried=carry.memory(now, leaving=self._leaving),
+            partials=pulling.partials(now),
+            apart_s=carry.apart.lasting_s(now),
+        )
 
     def entries(self) -> tuple[Span, ...]:
         """All entries above the cut: what a training process that has died and come back is to be given before anything else."""

@@ -3,10 +3,13 @@
 Owns the book of a single fetch: chunks that are here, asked for, or still wanted, and for each source what it was asked for and
 how fast it answers. Decides what to ask next; says nothing itself (`transfer` sends, verifies and blames).
 
-Each source has a window of its own. While it is the only one it may have `window_chunks` in hand; beside others only what it
-delivers in about `window_s`, so that a fast source takes more and a slow one holds up little. After a broken link it begins with
-as many chunks as the last link held out for: where links are short, whole windows would mostly be asked for in vain, and no peer
-serves us a model more than a few times over.
+Each source has a window of its own: what it delivers in about `window_s` and a round trip, `window_chunks` at most, so that a
+fast source takes more and a slow one holds up little. After a broken link it begins with as many chunks as the last link held
+out for: where links are short, whole windows would mostly be asked for in vain, and no peer serves us a model more than a few
+times over.
+
+How long a source may be silent follows what was measured of its link (`Line`), so that a dead one on a fast link is noticed in
+seconds and a slow link has its time.
 
 When no chunk is left to ask for, a source with nothing to do is asked again for half of what the worst straggler still owes
 (*endgame*): a chunk is asked of two sources at most, and of a second only when the first makes us wait longer than `endgame_s`.
@@ -16,6 +19,7 @@ Idea: BitTorrent (pipelined requests; endgame mode, here with a measure of who i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from protocols.identity import PeerId
@@ -24,7 +28,39 @@ from protocols.merkle import Digest, chunk_count
 
 RUNS_MAX = 4  # wants sent to one source at a time: holes cost a want each, and a server keeps few that wait
 PACE_WEIGHT = 0.25  # of the newest chunk in a source's pace (guess: four chunks, 1 MiB, tell)
+FORGET = 0.98  # of the longest silence, with each chunk: halved in 34 (guess)
+WITHHELD = 4  # a source may deliver other blobs for so many times its patience before this one
 _WANTED, _ASKED, _HERE = range(3)
+
+
+@dataclass(slots=True)
+class Line:
+    """How one peer delivers, over all fetches. Times are seconds.
+
+    `heard`: when a chunk came last, or one was asked for when none was owed; `owes`: chunks asked for that may still come;
+    `chunk_s`: between two chunks while it owed some, smoothed; `worst_s`: the longest such time, forgotten slowly.
+    """
+
+    heard: float
+    owes: int = 0
+    chunk_s: float | None = None
+    worst_s: float = 0.0
+    round_trip_s: float = 0.0
+
+    def delivers(self, now: float) -> None:
+        """A chunk that it owed has come."""
+        took_s = now - self.heard
+        self.chunk_s = took_s if self.chunk_s is None else self.chunk_s + PACE_WEIGHT * (took_s - self.chunk_s)
+        self.worst_s = max(took_s, self.worst_s * FORGET)
+        self.heard = now
+        self.owes -= 1
+
+    def patience_s(self, limits: Limits) -> float:
+        """How long it may be silent while it owes chunks: a few times what it takes, within bounds that follow the link too."""
+        if self.chunk_s is None:
+            return limits.chunk_gap_s_max
+        enough_s = max(limits.chunk_gap_s_min, 4 * self.worst_s, 8 * self.chunk_s + 4 * self.round_trip_s)
+        return min(enough_s, max(limits.chunk_gap_s_max, 4 * self.chunk_s))
 
 
 @dataclass(slots=True)
@@ -32,6 +68,7 @@ class Source:
     """Who delivers. `heard`: when it last did, or was first asked (seconds); `pace_s`: seconds a chunk, smoothed."""
 
     heard: float
+    line: Line
     asked: set[int] = field(default_factory=set)  # and not here yet
     late: int = 0  # chunks that it was asked for and another has delivered since; they will come all the same
     asked_ever: int = 0
@@ -41,6 +78,7 @@ class Source:
 
     def delivers(self, now: float) -> None:
         """A chunk has come."""
+        self.line.delivers(now)
         self.delivered += 1
         took_s = now - self.heard
         self.pace_s = took_s if self.pace_s is None else self.pace_s + PACE_WEIGHT * (took_s - self.pace_s)
@@ -58,12 +96,14 @@ class Source:
 
 
 class Fetch:
-    """The book of one blob of `size` bytes. `until`: when it is given up, however far it is (seconds)."""
+    """The book of one blob of `size` bytes. `stale`: when it is of no use any more; `begun`: when it got its place (seconds)."""
 
-    __slots__ = ("_limits", "_quota", "_states", "again", "chunks", "digest", "former", "here", "size", "sources", "until")
+    __slots__ = (
+        "_limits", "_quota", "_states", "again", "begun", "chunks", "digest", "former", "here", "size", "sources", "stale",
+    )  # fmt: skip
 
-    def __init__(self, digest: Digest, size: int, until: float, limits: Limits) -> None:
-        self.digest, self.size, self.until, self._limits = digest, size, until, limits
+    def __init__(self, digest: Digest, size: int, stale: float, begun: float, limits: Limits) -> None:
+        self.digest, self.size, self.stale, self.begun, self._limits = digest, size, stale, begun, limits
         self.chunks = chunk_count(size)
         self.here = self.again = 0  # chunks that are here; that were asked of a second source
         self.sources: dict[PeerId, Source] = {}
@@ -76,12 +116,29 @@ class Fetch:
         """Whether every chunk is here."""
         return self.here == self.chunks
 
+    @property
+    def until(self) -> float:
+        """When it is given up, if it stays in progress (seconds)."""
+        return min(self.stale, self.begun + self._limits.fetch_s_max)
+
+    @property
+    def verified(self) -> tuple[int, ...]:
+        """Which chunks are here."""
+        return tuple(index for index, state in enumerate(self._states) if state == _HERE)
+
+    def restore(self, chunks: Iterable[int]) -> None:
+        """These are here; one is fetched again when that would be all, so that the fetch ends like any other."""
+        for index in list(chunks)[: self.chunks - 1]:
+            self._states[index] = _HERE
+        self.here = self._states.count(_HERE)
+
     # --- sources ------------------------------------------------------------------------------------------------------
 
-    def join(self, peer: PeerId, now: float) -> None:
+    def join(self, peer: PeerId, now: float, line: Line) -> None:
         """`peer` has the blob."""
         if peer not in self.sources:
-            source = self.former.pop(peer, None) or Source(now)
+            source = self.former.pop(peer, None) or Source(now, line)
+            source.line = line
             if source.asked_ever < self._quota:
                 self.sources[peer] = source
 
@@ -94,6 +151,7 @@ class Fetch:
             return 0
         owes, owed = source.owes, source.asked
         source.asked, source.late = set(), 0
+        source.line.owes -= owes
         for index in owed:
             if not any(index in other.asked for other in self.sources.values()):
                 self._states[index] = _WANTED
@@ -117,8 +175,13 @@ class Fetch:
 
     def silent(self, now: float) -> list[PeerId]:
         """Sources that were asked and haven't delivered for too long."""
-        gap_s = self._limits.chunk_gap_s_max
-        return [peer for peer, one in self.sources.items() if one.owes and now >= one.heard + gap_s]
+        return [peer for peer, one in self.sources.items() if one.owes and now >= self._patience_ends(one)]
+
+    def _patience_ends(self, source: Source) -> float:
+        """When a source that owes chunks has been silent for too long: on its line, or here while it delivers others."""
+        patience_s = source.line.patience_s(self._limits)
+        here_s = WITHHELD * max(patience_s, self._limits.chunk_gap_s_max)
+        return min(max(source.heard, source.line.heard) + patience_s, source.heard + here_s)
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
@@ -126,6 +189,17 @@ class Fetch:
         """Chunk `index` is here, from `peer`; whoever else was asked for it will send it too late."""
         self.sources[peer].delivers(now)
         self.sources[peer].asked.remove(index)
+        self._keep(index)
+
+    def wants(self, index: int) -> bool:
+        """Whether chunk `index` exists and isn't here."""
+        return index < self.chunks and self._states[index] != _HERE
+
+    def take_belated(self, index: int) -> None:
+        """Chunk `index` is here, from somebody who isn't waited for any more."""
+        self._keep(index)
+
+    def _keep(self, index: int) -> None:
         self._states[index] = _HERE
         self.here += 1
         for source in self.sources.values():
@@ -163,7 +237,7 @@ class Fetch:
     @property
     def deadline(self) -> float:
         """When a source has been silent for too long, makes an idle one take over, or the time is over (seconds)."""
-        times = [one.heard + self._limits.chunk_gap_s_max for one in self.sources.values() if one.owes]
+        times = [self._patience_ends(one) for one in self.sources.values() if one.owes]
         times += [self._rescue(one)[0] for one in self.sources.values() if not one.owes]
         return min([self.until, *times])
 
@@ -173,11 +247,12 @@ class Fetch:
         most = self._limits.window_chunks
         if source.cap is not None:
             most = min(most, max(source.cap, source.delivered))
-        if len(self.sources) == 1:
-            return most
+        alone = len(self.sources) == 1
         if source.pace_s is None:
-            return max(1, most // 4)
-        return most if source.pace_s * most <= self._limits.window_s else max(1, int(self._limits.window_s / source.pace_s))
+            return most if alone else max(1, most // 4)
+        ahead_s = self._limits.window_s + source.line.round_trip_s
+        least = min(2, most) if alone else 1  # the next is under way while one arrives
+        return most if source.pace_s * most <= ahead_s else max(least, int(ahead_s / source.pace_s))
 
     def _run(self, first: int, room: int) -> int:
         end = first + 1
@@ -188,6 +263,9 @@ class Fetch:
     def _asked(self, source: Source, first: int, count: int, now: float) -> tuple[int, int]:
         if not source.owes:
             source.heard = now
+        if not source.line.owes:
+            source.line.heard = now
+        source.line.owes += count
         source.asked.update(range(first, first + count))
         source.asked_ever += count
         self._states[first : first + count] = bytes([_ASKED]) * count

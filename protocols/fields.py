@@ -51,6 +51,8 @@ class Type(IntEnum):
     FLOOR = 22
     SNAPSHOT_ASK = 23
     SNAPSHOT_OFFER = 24
+    BROUGHT = 25
+    AWAY = 26
 
 
 def malformed(reason: str) -> RemoteError:

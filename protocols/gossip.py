@@ -19,6 +19,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from protocols.carry import Carry
 from protocols.effects import Input, Kind, Merge, Store, Train
 from protocols.errors import RemoteError
 from protocols.events import Merged, Stored, Trained
@@ -26,8 +27,9 @@ from protocols.holdings import Holdings
 from protocols.identity import Identity, PeerId
 from protocols.limits import Limits
 from protocols.links import Link
+from protocols.memory import Memory
 from protocols.merkle import Digest
-from protocols.messages import Offer, SignedOffer
+from protocols.messages import Brought, Offer, SignedOffer
 from protocols.pulling import Pulling
 from protocols.randomness import Randomness
 from protocols.serving import Shelf
@@ -93,6 +95,7 @@ class Gossip:
         transfers: Transfers,
         shelf: Shelf,
         holdings: Holdings,
+        carry: Carry,
         now: float,
     ) -> None:
         self._identity, self._scope, self._settings, self._limits = identity, scope, settings, limits
@@ -102,8 +105,9 @@ class Gossip:
         self.age, self.steps, self.sequence = model.age, model.steps, model.sequence
         self.phase = Phase.RESTING
         self.merges = self.merges_refused = 0
-        self._next_round = now
-        self.pulling = Pulling(limits, randomness, active, transfers, shelf, holdings)
+        self._next_round = self._round_began = now
+        self.carry = carry
+        self.pulling = Pulling(limits, randomness, active, transfers, shelf, holdings, carry)
         self._merging: tuple[Offer, ...] = ()
         self._offer: SignedOffer | None = None  # our newest, once its number is stored
         holdings.keep(model.digest)
@@ -111,23 +115,45 @@ class Gossip:
     # --- offers -------------------------------------------------------------------------------------------------------
 
     def on_offer(self, link: Link, signed: SignedOffer, turn: Turn) -> None:
-        """A peer offers a model, its own or one it carries."""
-        offer = signed.offer
+        """A peer offers a model."""
+        self._check(signed.offer)
+        if signed.pull:
+            self._say(link, turn, pull=False)
+        self._hear(link, signed, 0.0, turn)
+
+    def on_brought(self, link: Link, brought: Brought, turn: Turn) -> None:
+        """A peer offers a model that it carries for another."""
+        self._check(brought.signed.offer)
+        if brought.age_s < self._limits.carry_s_max:
+            self._hear(link, brought.signed, float(brought.age_s), turn)
+
+    def _check(self, offer: Offer) -> None:
+        """Raises RemoteError when nobody of our schema makes such an offer."""
         if offer.size != self.size:
             raise RemoteError("offer of another size than the schema's", PENALTY_BAD_OFFER)
         if offer.age > self._limits.age_max or offer.samples > self._limits.age_max:
             raise RemoteError("offer with an absurd age or number of samples", PENALTY_BAD_OFFER)
-        if signed.pull:
-            self._say(link, turn, pull=False)
-        if offer.author == self._identity.peer or offer.author in self._barred or not self.pulling.is_news(offer):
-            return  # not worth a look at its signature
-        check_offer(signed, self._scope)
-        link.offers += 1
-        self.pulling.consider(link.peer, offer, turn)
+
+    def _hear(self, link: Link, signed: SignedOffer, age_s: float, turn: Turn) -> None:
+        """Take note of an offer, if it is news. Raises RemoteError when its author didn't sign it."""
+        offer = signed.offer
+        if offer.author == self._identity.peer or offer.author in self._barred:
+            return
+        news, twofold = self.pulling.is_news(offer), self.pulling.heard.twofold(offer)
+        if news or twofold:  # else it isn't worth a look at its signature
+            check_offer(signed, self._scope)
+        self.carry.offered(link.peer, offer)
+        if twofold:
+            self.pulling.convict(offer, turn)
+        elif news:
+            self.pulling.heard.signed(offer)
+            link.offers += 1
+            self.pulling.consider(link.peer, signed, age_s, turn)
 
     def greet(self, link: Link, turn: Turn) -> None:
         """A peer has become active: tell it what we have, and go on with what it was delivering when its link broke."""
         self._say(link, turn, pull=False)
+        self.carry.greet(link, turn)
         self.pulling.greet(link, turn)
 
     def _say(self, link: Link, turn: Turn, *, pull: bool) -> None:
@@ -137,12 +163,36 @@ class Gossip:
         link.offered = self._offer.offer.sequence
         turn.send(link.peer, SignedOffer(self._offer.offer, self._offer.body, self._offer.signature, pull))
 
+    def restore(self, memory: Memory, now: float) -> list[Digest]:
+        """What the core before this one remembered. Returns what of its blobs isn't kept."""
+        self.pulling.heard.restore(memory.heard)
+        for carried in memory.carried:
+            if self._ours(carried.signed):
+                self.carry.restore(carried, now)
+                self.pulling.restore_ready(carried.signed, carried.age_s, now)
+        for partial in memory.partials:
+            if self._ours(partial.signed):
+                self.pulling.restore_partial(partial, now)
+        blobs = [one.signed.offer.digest for one in memory.carried] + [one.signed.offer.digest for one in memory.partials]
+        return [digest for digest in dict.fromkeys(blobs) if digest not in self._holdings]
+
+    def _ours(self, signed: SignedOffer) -> bool:
+        """Whether an offer from the disk is one that we would take from a peer."""
+        try:
+            self._check(signed.offer)
+            check_offer(signed, self._scope)
+        except RemoteError:
+            return False
+        return signed.offer.author != self._identity.peer
+
     # --- the round ----------------------------------------------------------------------------------------------------
 
     def tick(self, turn: Turn) -> None:
         """Begin the next round when it is time."""
         if self.phase is Phase.RESTING and turn.now >= self._next_round:
             self.phase = Phase.TRAINING
+            self.pulling.pace(turn.now - self._round_began)
+            self._round_began = turn.now
             self._next_round = turn.now + max(self._settings.cycle_s, self._limits.round_s_min)
             turn.add(Train(self._settings.local_steps))
 
@@ -185,6 +235,8 @@ class Gossip:
         self._own(event.digest, event.size, turn)
         self.pulling.merged(inputs, turn)
         faults = dict(event.faults)
+        for digest in faults:
+            self.carry.drop(digest, turn)
         self._store(turn)
         self.pulling.pull(turn)
         return tuple((offer.author, faults[offer.digest]) for offer in inputs if offer.digest in faults)

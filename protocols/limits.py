@@ -64,14 +64,20 @@ class Limits:
     age_max: int = 1 << 48  # a claimed age above this is a lie, and would overflow ours
     round_s_min: float = 0.05  # between two of our rounds: faster, our offers and wants would be a flood to our peers
     weight_ratio_max: float = 16.0  # no model outweighs our own more than this, whatever its author claims (guess)
-    offer_age_s_max: float = 600.0  # since we received it until it is merged; then it is stale (guess; adaptive later)
+    # An offer waits so long for its fetch, and a model for its merge, or for three of our rounds where these take longer; a fetch
+    # may take longer as long as it moves, but then gives its place to others (guess).
+    offer_age_s_max: float = 600.0
+    fetch_s_max: float = 21_600.0  # a fetch in progress, however steadily it drips: 170 MB at 64 kbit/s (guess)
     fetches_max: int = 4  # models fetched at once: memory is reserved only for these
     fetch_bytes_max: int = 4 << 30  # and this much in all
     parked_fetches_max: int = 4  # half-fetched models that wait for a source; they count in fetch_bytes_max (guess)
     window_chunks: int = 16  # chunks asked for at a time: 4 MiB in flight per transfer and source
     window_s: float = 2.0  # beside others a source has no more in hand than it delivers in so long (guess)
     endgame_s: float = 2.0  # a source that owes the last chunks for longer is helped by one with nothing to do (guess)
-    chunk_gap_s_max: float = 60.0  # no chunk for so long: ask somebody else (guess)
+    # No chunk for so long: go on without that source. In between, what was measured of its link counts (`fetch.Line`); a link
+    # that needs a quarter of the upper bound for a chunk is given longer.
+    chunk_gap_s_min: float = 5.0  # a fast peer that trains hard, or whose disk is busy, is silent for a while (guess)
+    chunk_gap_s_max: float = 60.0  # where nothing was measured yet; and after it silence counts as a fault (guess)
     have_chunks_min: int = 8  # a fetched model of so many chunks is offered to others as a source; smaller ones aren't worth it
     haves_max: int = 8  # such models remembered of each peer: what it may hold at once (guess)
     serve_chunks_max: int = 64  # chunks asked for in one want: 16 MiB

@@ -69,6 +69,8 @@ class Link:
     offers: int = 0  # that told us news
     merges: int = 0  # of its models that were merged
     haves: dict[Digest, None] = field(default_factory=dict)  # models of others that it has whole, oldest first
+    brought: set[Digest] = field(default_factory=set)  # models that we carry and have offered it at this meeting
+    away_told: bool = False  # that we were apart from others
     fetched: float | None = None  # when a chunk from it was kept
     served: float | None = None  # when it last asked for chunks that we have
     merged: float | None = None  # when a model of its was merged

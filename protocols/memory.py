@@ -2,9 +2,9 @@
 
 Owns the data and its bytes: which models of others went into ours (`heard`; S2 over restarts), who did wrong (`scores`), which
 models are kept for those who are away (`carried`) and which are here in part (`partials`). `Core.memory` makes one, the driver
-stores it with each checkpoint and hands it to the next core, with the downtime added to every age. It is never trusted to
-fit in: a table that is longer than today's limits loses its oldest rows, signatures are verified once more, and what was revoked
-meanwhile is dropped, all by whoever is given it.
+stores it with each checkpoint and hands it to the next core, `aged` by the downtime. It is never trusted to fit in: a table
+that is longer than today's limits loses its oldest rows, signatures are verified once more, and what was revoked meanwhile is
+dropped, all by whoever is given it.
 
 `heard` belongs to the checkpoint's model: ask for the memory together with the checkpoint, or after, never before. A model that
 was chosen for a merge counts as heard from then on, so none that is in the checkpoint is merged again.
@@ -13,7 +13,7 @@ was chosen for a merge counts as heard from then on, so none that is in the chec
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -59,6 +59,18 @@ class Memory:
     scores: tuple[tuple[PeerId, float], ...] = ()
     carried: tuple[Carried, ...] = ()
     partials: tuple[Partial, ...] = ()
+    apart_s: float = 0.0  # for how long the node had been short of peers
+
+
+def aged(memory: Memory, downtime_s: float) -> Memory:
+    """`memory` after the node was off for so long (by the wall clock; what is below zero counts as zero)."""
+    off_s = max(0.0, downtime_s)
+    return replace(
+        memory,
+        carried=tuple(replace(one, age_s=one.age_s + off_s) for one in memory.carried),
+        partials=tuple(replace(one, age_s=one.age_s + off_s) for one in memory.partials),
+        apart_s=memory.apart_s + off_s,
+    )
 
 
 NOTHING = Memory()
@@ -74,6 +86,7 @@ def packed(memory: Memory) -> bytes:
                 [[peer, points] for peer, points in memory.scores],
                 [[one.signed.body, one.signed.signature, one.age_s] for one in memory.carried],
                 [[one.signed.body, one.signed.signature, one.age_s, _bits(one.chunks)] for one in memory.partials],
+                memory.apart_s,
             ],
             use_bin_type=True,
         )
@@ -85,7 +98,7 @@ def unpacked(data: bytes, limits: Limits) -> Memory:
     if len(data) > MEMORY_BYTES_MAX:
         raise ValueError(f"a memory of {len(data)} bytes")
     try:
-        version, heard, scores, carried, partials = _tables(data)
+        version, heard, scores, carried, partials, apart_s = _tables(data)
         if _whole(version) != VERSION:
             raise ValueError(f"a memory of version {version!r}")
         return Memory(
@@ -95,6 +108,7 @@ def unpacked(data: bytes, limits: Limits) -> Memory:
             tuple((_peer(peer), _seconds(points)) for peer, points in (_row(row, 2) for row in scores))[-limits.scores_max :],
             tuple(_carried(row, limits) for row in carried)[-limits.carry_models_max :],
             tuple(_partial(row, limits) for row in partials)[-limits.parked_fetches_max :],
+            _seconds(apart_s),
         )
     except RemoteError as fault:
         raise ValueError(f"damaged memory: {fault.reason}") from None
@@ -108,7 +122,7 @@ def _tables(data: bytes) -> list[Any]:
         value = msgpack.unpackb(data, raw=False, max_map_len=0, max_ext_len=0, max_str_len=0)
     except Exception as error:  # msgpack raises a dozen kinds, and all of them say the same
         raise ValueError(f"damaged memory ({type(error).__name__})") from None
-    if type(value) is not list or len(value) != 1 + TABLES or any(type(table) is not list for table in value[1:]):
+    if type(value) is not list or len(value) != TABLES + 2 or any(type(table) is not list for table in value[1:-1]):
         raise ValueError("damaged memory: not its tables")
     return value
 

@@ -135,6 +135,24 @@ class Have:
 
 
 @dataclass(frozen=True, slots=True)
+class Brought:
+    """An offer that I carry for its author, who may be out of your reach, and the model with it.
+
+    `age_s`: whole seconds on its way, since the first who isn't its author had it, as far as its carriers told.
+    """
+
+    signed: SignedOffer
+    age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """I was short of peers for the last so many whole seconds: what came to you meanwhile may be news to me."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Piece `index` of blob `digest` with its Merkle proof. `data` is a view into the received frame."""
 
@@ -281,6 +299,8 @@ Message = (
     | Want
     | Gone
     | Have
+    | Brought
+    | Away
     | Chunk
     | Revocations
     | RevocationsKnown

@@ -15,35 +15,25 @@ model of the author is here, or the time is over (`offer_age_s_max`), the half o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
+from protocols.candidates import Candidate, Candidates
+from protocols.carry import Carry
 from protocols.errors import RemoteError
+from protocols.heard import PENALTY_TWOFOLD, TWOFOLD, Heard
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.links import Link
+from protocols.memory import Partial
 from protocols.merkle import Digest, chunk_count
-from protocols.messages import Have, Offer
+from protocols.messages import Have, Offer, SignedOffer
 from protocols.randomness import Randomness
 from protocols.serving import Shelf
 from protocols.transfer import Transfers
 from protocols.turn import Turn
 
-
-@dataclass(slots=True)
-class Candidate:
-    """An offer of one author, who has it, and when we first heard of it (seconds)."""
-
-    offer: Offer
-    sources: list[PeerId]
-    at: float
-
-    def add(self, peer: PeerId) -> None:
-        """`peer` has it too."""
-        if peer not in self.sources:
-            self.sources.append(peer)
+ROUNDS_FRESH = 3  # of our own, that a model may wait for its merge: it is chosen at random among those that are here
 
 
 class Pulling:
@@ -57,61 +47,63 @@ class Pulling:
         transfers: Transfers,
         shelf: Shelf,
         holdings: Holdings,
+        carry: Carry,
     ) -> None:
         self._limits, self._randomness, self._active = limits, randomness, active
-        self._transfers, self._shelf, self._holdings = transfers, shelf, holdings
+        self._transfers, self._shelf, self._holdings, self._carry = transfers, shelf, holdings, carry
         self.bulk = True
+        self.patience_s = limits.offer_age_s_max  # how long an offer may wait for its fetch, and a model for its merge
         self.merging_bytes = 0  # of fetched models that are being merged right now
-        self._candidates: dict[PeerId, Candidate] = {}  # by author: the newest offer
+        self._candidates = Candidates(limits)
         self._fetching: dict[Digest, Candidate] = {}
         self._parked: dict[Digest, Candidate] = {}  # its sources: who could go on with it now
         self._ready: dict[PeerId, Candidate] = {}  # by author: fetched, waiting for the next merge
-        self._heard: dict[PeerId, int] = {}  # author → newest sequence number given to a merge
+        self.heard = Heard(limits)
         self.guilty: list[tuple[PeerId, RemoteError]] = []  # authors caught, to be blamed by who reads this
+
+    def pace(self, round_s: float) -> None:
+        """Our last round took so long: where they take very long, what came during one is no less fresh for it."""
+        self.patience_s = min(self._limits.carry_s_max, max(self._limits.offer_age_s_max, ROUNDS_FRESH * round_s))
 
     # --- offers -------------------------------------------------------------------------------------------------------
 
     def is_news(self, offer: Offer) -> bool:
         """Whether `offer` is newer than whatever of its author is merged, being merged, or waits for it."""
         ready = self._ready.get(offer.author)
-        return offer.sequence > max(self._heard.get(offer.author, -1), -1 if ready is None else ready.offer.sequence)
+        return offer.sequence > max(self.heard.newest(offer.author), -1 if ready is None else ready.offer.sequence)
 
-    def consider(self, peer: PeerId, offer: Offer, turn: Turn) -> None:
-        """`peer` has the model of this offer, which is news and whose signature is good."""
+    def consider(self, peer: PeerId, signed: SignedOffer, age_s: float, turn: Turn) -> None:
+        """`peer` has the model of this offer, which is news and whose signature is good. `age_s`: for so long on its way."""
+        offer = signed.offer
         if offer.digest in self._fetching:
             self._transfers.add_sources(offer.digest, [peer], turn)
         elif offer.digest in self._parked:
             self._parked[offer.digest].add(peer)
         else:
-            self._note(peer, offer, turn.now)
+            self._candidates.note(peer, signed, age_s, turn.now)
         self.pull(turn)
 
-    def _note(self, peer: PeerId, offer: Offer, now: float) -> None:
-        known = self._candidates.get(offer.author)
-        if known is not None and known.offer.sequence > offer.sequence:
-            return
-        if known is not None and known.offer.digest == offer.digest:
-            known.add(peer)
-            return
-        self._candidates.pop(offer.author, None)
-        self._candidates[offer.author] = Candidate(offer, [peer], now)
-        if len(self._candidates) > self._limits.offers_max:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """Forget the oldest offer of whoever told us of most, so that nobody can push the others out."""
-        told = Counter(candidate.sources[0] for candidate in self._candidates.values())
-        greedy = max(told, key=lambda peer: (told[peer], peer))
-        del self._candidates[next(a for a, c in self._candidates.items() if c.sources[0] == greedy)]
+    def convict(self, offer: Offer, turn: Turn) -> None:
+        """Its author has signed another model under the same number (both signatures are good): neither is merged."""
+        author, sequence = offer.author, offer.sequence
+        self.guilty.append((author, RemoteError(TWOFOLD, PENALTY_TWOFOLD)))
+        self.heard.convicted(offer)
+        self._carry.shut_out(author, turn)
+        if author in self._ready and self._ready[author].offer.sequence <= sequence:
+            self._let_go(self._ready.pop(author).offer, turn)
+        for digest, begun in [*self._fetching.items(), *self._parked.items()]:
+            if begun.offer.author == author and begun.offer.sequence <= sequence:
+                self._transfers.forget(digest, turn)
+        self._reconcile()
+        self.pull(turn)
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 
     def pull(self, turn: Turn) -> None:
         """Fetch as long as there is room: what was begun first, then offered models of random distinct authors."""
         self._reconcile()
-        for author in [a for a, c in self._candidates.items() if not self._wanted(c, turn.now)]:
-            del self._candidates[author]
-        for digest in [d for d, c in self._parked.items() if not self._wanted(c, turn.now)]:
+        self._candidates.keep(lambda candidate: self._wanted(candidate, turn.now))
+        for digest in [d for d, c in self._parked.items() if self._stale(c, turn.now) or not self.is_news(c.offer)]:
             self._transfers.forget(digest, turn)
             del self._parked[digest]
         if not self.bulk:
@@ -119,21 +111,47 @@ class Pulling:
         for digest in [d for d, c in self._parked.items() if c.sources]:
             self._resume(digest, turn)
             self._reconcile()
-        authors = [a for a in self._candidates if a not in self._ready]
+        self._make_way(turn)
+        authors = [a for a in self._candidates.authors if a not in self._ready]
         busy = self._busy()
         self._randomness.shuffle(authors)
         for author in authors:
             if self._full:
                 return
-            if author not in busy:
-                self._take(self._candidates[author], turn)
+            candidate = self._candidates.get(author)
+            if author not in busy and candidate is not None:
+                self._take(candidate, turn)
                 self._reconcile()
+
+    def belated(self, peer: PeerId, digest: Digest, turn: Turn) -> None:
+        """A chunk of what is parked has come from `peer`, who may go on with it."""
+        if digest in self._parked and digest in self._transfers.came_back(peer):
+            self._parked[digest].add(peer)
+        self.pull(turn)
+
+    def _make_way(self, turn: Turn) -> None:
+        """A fetch that has gone on for very long, though it moves, gives its place to a fresh one until there is room.
+
+        Else a few sources that drip could keep everybody else out.
+        """
+        busy = self._busy()
+        waiting = any(author not in self._ready and author not in busy for author in self._candidates.authors)
+        digest = self._transfers.overlong(turn.now)
+        if waiting and digest is not None and not self._transfers.place_free:
+            sources = self._transfers.set_aside(digest, turn)
+            self._reconcile()
+            if digest in self._parked:
+                self._parked[digest].sources[:] = sources
 
     def _wanted(self, candidate: Candidate, now: float) -> bool:
         return self._fresh(candidate, now) and self.is_news(candidate.offer)
 
     def _fresh(self, candidate: Candidate, now: float) -> bool:
-        return now - candidate.at <= self._limits.offer_age_s_max
+        """Whether it hasn't waited for too long, for a fetch or for a merge, nor been on its way for too long."""
+        return now - candidate.since <= self.patience_s and not self._stale(candidate, now)
+
+    def _stale(self, candidate: Candidate, now: float) -> bool:
+        return candidate.age(now) >= self._limits.carry_s_max
 
     def _busy(self) -> set[PeerId]:
         """Authors of whom a model is on its way."""
@@ -152,16 +170,16 @@ class Pulling:
                 self._parked[offer.digest].add(peer)
             self._resume(offer.digest, turn)
         elif offer.digest in self._holdings:
-            del self._candidates[offer.author]
-            self._holdings.keep(offer.digest)
-            self._ready[offer.author] = candidate
+            self._candidates.pop(offer.author)
+            self._keep(candidate, turn)
+            self._carry.take(candidate.signed, candidate.age(turn.now), candidate.sources, turn)
         elif self._transfers.room_for(offer.size, self._whole_bytes):
-            del self._candidates[offer.author]
+            self._candidates.pop(offer.author)
             self._fetching[offer.digest] = candidate
-            until = candidate.at + self._limits.offer_age_s_max
+            stale = candidate.at - candidate.age_s + self._limits.carry_s_max
             for peer in (peer for peer, link in self._active.items() if offer.digest in link.haves):
                 candidate.add(peer)
-            self._transfers.fetch(offer.digest, offer.size, candidate.sources, until, self._whole_bytes, turn)
+            self._transfers.fetch(offer.digest, offer.size, candidate.sources, stale, self._whole_bytes, turn)
 
     def _resume(self, digest: Digest, turn: Turn) -> None:
         """Go on with what is parked, unless there is no place for it, or another model of the author is here or on its way."""
@@ -191,17 +209,22 @@ class Pulling:
 
     def on_fetched(self, digest: Digest, turn: Turn) -> None:
         """A blob is whole and verified."""
-        fetched = self._fetching.pop(digest)
-        assert fetched.offer.author not in self._ready, "one model of an author at a time"
-        self._ready[fetched.offer.author] = fetched
-        self._share(fetched.offer, turn)
+        fetched = self._fetching.pop(digest, None) or self._parked.pop(digest)
+        self._keep(fetched, turn)
+        self._holdings.release(digest, turn)  # the fetch's own reason
+        self._carry.take(fetched.signed, fetched.age(turn.now), fetched.sources, turn)
+        for link in self._active.values():
+            self._tell(link, fetched.offer, turn)
         self.pull(turn)
 
-    def _share(self, offer: Offer, turn: Turn) -> None:
-        """Others may be in the middle of fetching the same: we are one more source, for as long as we keep it."""
+    def _keep(self, fetched: Candidate, turn: Turn) -> None:
+        """It is here in full, and waits for a merge. Others may be in the middle of fetching it: we are one more source."""
+        offer = fetched.offer
+        assert offer.author not in self._ready, "one model of an author at a time"
+        fetched.since = turn.now
+        self._ready[offer.author] = fetched
+        self._holdings.keep(offer.digest)
         self._shelf.lend(offer.digest, offer.size, turn.now)
-        for link in self._active.values():
-            self._tell(link, offer, turn)
 
     def _tell(self, link: Link, offer: Offer, turn: Turn) -> None:
         worth_it = chunk_count(offer.size) >= self._limits.have_chunks_min
@@ -230,11 +253,7 @@ class Pulling:
 
     def peer_lost(self, peer: PeerId, turn: Turn) -> None:
         """A peer is gone: forget what only it could deliver, and use the room."""
-        for author, candidate in list(self._candidates.items()):
-            if peer in candidate.sources:
-                candidate.sources.remove(peer)
-            if not candidate.sources:
-                del self._candidates[author]
+        self._candidates.lost(peer)
         for candidate in self._parked.values():
             if peer in candidate.sources:
                 candidate.sources.remove(peer)
@@ -243,8 +262,10 @@ class Pulling:
     def greet(self, link: Link, turn: Turn) -> None:
         """A peer is active (again): tell it what is here, and go on with what it was in the middle of delivering."""
         peer = link.peer
-        for ready in self._ready.values():
-            self._tell(link, ready.offer, turn)
+        here = {ready.offer.digest: ready.offer for ready in self._ready.values()}
+        here |= {offer.digest: offer for offer in self._carry.offers}
+        for offer in list(here.values())[: self._limits.haves_max]:
+            self._tell(link, offer, turn)
         self._reconcile()
         known = self._transfers.came_back(peer)
         for digest in known:
@@ -261,15 +282,15 @@ class Pulling:
         if bulk:
             self.pull(turn)
             return
-        begun = dict(self._fetching)
-        sources = self._transfers.pause(turn)
-        self._reconcile()
-        for digest, candidate in begun.items():
-            candidate.sources[:] = sources[digest]
+        for digest in list(self._fetching):
+            sources = self._transfers.set_aside(digest, turn)
+            self._reconcile()
+            if digest in self._parked:
+                self._parked[digest].sources[:] = sources
 
     def shut_out(self, author: PeerId, turn: Turn) -> None:
         """Nothing of `author` is merged any more."""
-        self._candidates.pop(author, None)
+        self._candidates.pop(author)
         begun = {**self._fetching, **self._parked}
         for digest in [d for d, c in begun.items() if c.offer.author == author]:
             self._transfers.forget(digest, turn)
@@ -303,23 +324,8 @@ class Pulling:
     def _use(self, author: PeerId) -> Offer:
         """Take a model that is ready. From now on its number is old: while it is merged it may be offered again."""
         offer = self._ready.pop(author).offer
-        self._hear(author, offer.sequence)
+        self.heard.merged(author, offer.sequence)
         return offer
-
-    def _hear(self, author: PeerId, sequence: int) -> None:
-        self._heard[author] = max(sequence, self._heard.pop(author, -1))
-        if len(self._heard) > self._limits.authors_max:
-            del self._heard[next(iter(self._heard))]
-
-    @property
-    def heard(self) -> tuple[tuple[PeerId, int], ...]:
-        """Authors, and the newest sequence number of each that was given to a merge; the one heard longest ago first."""
-        return tuple(self._heard.items())
-
-    def restore(self, heard: Iterable[tuple[PeerId, int]]) -> None:
-        """These were given to a merge by the core before this one (S2 over restarts)."""
-        for author, sequence in heard:
-            self._hear(author, sequence)
 
     def merged(self, inputs: tuple[Offer, ...], turn: Turn) -> None:
         """The merge of these is over, kept or not."""
@@ -330,3 +336,28 @@ class Pulling:
     def _let_go(self, offer: Offer, turn: Turn) -> None:
         self._shelf.withdraw(offer.digest)
         self._holdings.release(offer.digest, turn)
+
+    # --- over restarts ------------------------------------------------------------------------------------------------
+
+    def restore_ready(self, signed: SignedOffer, age_s: float, now: float) -> None:
+        """A model that is carried, and may not have been merged by the core before this one."""
+        offer = signed.offer
+        if self.is_news(offer) and len(self._ready) < self._limits.models_ready_max:
+            self._keep(Candidate(signed, [], now, age_s, now), Turn(now))
+
+    def restore_partial(self, partial: Partial, now: float) -> None:
+        """A model that is here in part: it waits for whoever has the rest, first of all its author."""
+        offer = partial.signed.offer
+        if not self.is_news(offer) or offer.digest in self._parked or partial.age_s >= self._limits.carry_s_max:
+            return
+        self._parked[offer.digest] = Candidate(partial.signed, [], now, partial.age_s, now)
+        self._transfers.restore(offer, partial.chunks, now - partial.age_s + self._limits.carry_s_max, now)
+
+    def partials(self, now: float) -> tuple[Partial, ...]:
+        """What is here in part, whatever it waits for; what has waited longest first."""
+        found: list[Partial] = []
+        for fetch in (*self._transfers.waiting, *self._transfers.fetches):
+            candidate = self._parked.get(fetch.digest) or self._fetching.get(fetch.digest)
+            if candidate is not None and fetch.here:
+                found.append(Partial(candidate.signed, candidate.age(now), fetch.verified))
+        return tuple(found)

@@ -40,6 +40,7 @@ class _Item:
     size: int
     wanted: float  # when a chunk of it was last asked for (or it was published)
     asked: dict[PeerId, int] = field(default_factory=dict)  # chunks asked for so far, by reader
+    reasons: int = 1  # why it is lent
 
 
 class Shelf:
@@ -48,7 +49,7 @@ class Shelf:
     def __init__(self, limits: Limits, holdings: Holdings) -> None:
         self._limits, self._holdings = limits, holdings
         self._items: dict[Digest, _Item] = {}
-        self._lent: dict[Digest, _Item] = {}  # models of others that wait for a merge
+        self._lent: dict[Digest, _Item] = {}  # models of others that wait for a merge, or are carried
         self.bulk = True  # whether models may be served at all at present
 
     def publish(self, digest: Digest, size: int, turn: Turn) -> None:
@@ -66,12 +67,17 @@ class Shelf:
                 self._holdings.release(old, turn)
 
     def lend(self, digest: Digest, size: int, now: float) -> None:
-        """Serve a fetched model too, for as long as it is kept anyway: until `withdraw`."""
-        self._lent[digest] = _Item(size, now)
+        """Serve a fetched model too, for as long as it is kept anyway: until `withdraw`, once for each time that it was lent."""
+        if digest in self._lent:
+            self._lent[digest].reasons += 1
+        else:
+            self._lent[digest] = _Item(size, now)
 
     def withdraw(self, digest: Digest) -> None:
-        """A fetched model is kept no longer."""
-        self._lent.pop(digest, None)
+        """One reason less to keep a fetched model."""
+        self._lent[digest].reasons -= 1
+        if not self._lent[digest].reasons:
+            del self._lent[digest]
 
     def on_want(self, link: Link, want: Want, turn: Turn) -> None:
         """A peer asks for chunks. Raises RemoteError when they don't exist, or it has had them often enough.

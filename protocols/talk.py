@@ -14,6 +14,8 @@ from protocols.limits import Limits
 from protocols.links import Link
 from protocols.membership import Membership
 from protocols.messages import (
+    Away,
+    Brought,
     Bye,
     Chunk,
     ForwardJoin,
@@ -84,8 +86,14 @@ class Talk:
             case SignedOffer():
                 if self._models:
                     self._gossip.on_offer(link, message, turn)
-            case Want():
+            case Brought():
+                if self._models:
+                    self._gossip.on_brought(link, message, turn)
+            case Away():
+                self._gossip.carry.on_away(link, message, turn)
+            case Want(digest):
                 self._shelf.on_want(link, message, turn)
+                self._gossip.carry.wanted(link.peer, digest)
             case Chunk():
                 self._on_chunk(link, message, turn)
             case Gone(digest):
@@ -122,7 +130,7 @@ class Talk:
         if digest is not None and not (self._scalars is not None and self._scalars.on_fetched(digest, turn)):
             self._gossip.pulling.on_fetched(digest, turn)
         elif chunk.digest in self._transfers.parked:
-            self._gossip.pulling.pull(turn)  # its source may be asked for no more
+            self._gossip.pulling.belated(link.peer, chunk.digest, turn)  # or its source may be asked for no more
 
     def _on_scalar_message(self, link: Link, message: ScalarMessage, turn: Turn) -> None:
         """Something about the ledger; nobody is blamed for saying it to who has none."""

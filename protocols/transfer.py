@@ -19,18 +19,19 @@ from collections.abc import Iterable
 
 from protocols.effects import Kind, WriteChunk
 from protocols.errors import RemoteError
-from protocols.fetch import Fetch
+from protocols.fetch import Fetch, Line
 from protocols.holdings import Holdings
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.links import Link
 from protocols.merkle import CHUNK_BYTES, Digest, chunk_size, leaf, verify_leaf
-from protocols.messages import Chunk, Want
+from protocols.messages import Chunk, Offer, Want
 from protocols.turn import Turn
 
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
 PENALTY_STALLED = 15.0  # offered, asked for, and not a chunk for `chunk_gap_s_max`: else stalling would cost nothing
+DOUBTS_MAX = 256  # sources that are silent and may still deliver
 
 
 class Transfers:
@@ -41,6 +42,8 @@ class Transfers:
         self._fetches: dict[Digest, Fetch] = {}
         self._parked: dict[Digest, Fetch] = {}  # oldest first
         self._expected: dict[tuple[PeerId, Digest], int] = {}  # chunks asked for, then given up, that may still be under way
+        self._lines: dict[PeerId, Line] = {}  # of those we fetch from, as long as their links are up
+        self._doubts: dict[tuple[PeerId, Digest], float] = {}  # set aside as silent, and when that becomes a fault
         self.late = self.again = 0  # `again`: chunks asked of a second source because the first was slow
 
     @property
@@ -75,11 +78,11 @@ class Transfers:
         """Whether one more fetch may be in progress; one that is parked has its bytes reserved already."""
         return len(self._fetches) < self._limits.fetches_max
 
-    def fetch(self, digest: Digest, size: int, sources: list[PeerId], until: float, whole_bytes: int, turn: Turn) -> None:
-        """Start fetching, until that time at most; call only when there is `room_for` it and at least one source."""
+    def fetch(self, digest: Digest, size: int, sources: list[PeerId], stale: float, whole_bytes: int, turn: Turn) -> None:
+        """Start fetching what is of no use from `stale` on; call only with `room_for` it and at least one source."""
         assert digest not in (*self._fetches, *self._parked), "one fetch a digest"
         self._holdings.keep(digest)
-        self._fetches[digest] = Fetch(digest, size, until, self._limits)
+        self._fetches[digest] = Fetch(digest, size, stale, turn.now, self._limits)
         while self._parked and self._reserved + whole_bytes > self._limits.fetch_bytes_max:
             self._drop_oldest("a half-fetched model made room for a fresh one", turn)
         self.add_sources(digest, sources, turn)
@@ -87,27 +90,45 @@ class Transfers:
     def resume(self, digest: Digest, sources: list[PeerId], turn: Turn) -> None:
         """Go on with what is parked; call only when there is a `place_free` and at least one source."""
         self._fetches[digest] = self._parked.pop(digest)
+        self._fetches[digest].begun = turn.now
         self.add_sources(digest, sources, turn)
 
     def add_sources(self, digest: Digest, peers: Iterable[PeerId], turn: Turn) -> None:
         """These have the blob that is being fetched."""
         fetch = self._fetches[digest]
         for peer in peers:
-            fetch.join(peer, turn.now)
+            fetch.join(peer, turn.now, self._line(peer, turn.now))
         self._ask(fetch, turn)
 
     def came_back(self, peer: PeerId) -> tuple[Digest, ...]:
         """What is here in part that `peer` was a source of until its link broke."""
         return tuple(one.digest for one in (*self._fetches.values(), *self._parked.values()) if one.here and peer in one.former)
 
-    def pause(self, turn: Turn) -> dict[Digest, tuple[PeerId, ...]]:
-        """Ask for nothing more: park everything. Returns who could go on with what."""
-        sources = {digest: tuple(fetch.sources) for digest, fetch in self._fetches.items()}
-        for fetch in list(self._fetches.values()):
-            for peer in sources[fetch.digest]:
-                self._expect(peer, fetch.digest, fetch.part(peer, may_return=True))
-            self._park(fetch, turn)
+    def set_aside(self, digest: Digest, turn: Turn) -> tuple[PeerId, ...]:
+        """Ask for no more of it: park it. Returns who could go on with it."""
+        fetch = self._fetches[digest]
+        sources = tuple(fetch.sources)
+        for peer in sources:
+            self._lose(fetch, peer, may_return=True)
+        self._park(fetch, turn)
         return sources
+
+    def overlong(self, now: float) -> Digest | None:
+        """What has been in progress for longer than an offer may wait, and longest."""
+        longest = min(self._fetches.values(), key=lambda fetch: fetch.begun, default=None)
+        return None if longest is None or now < longest.begun + self._limits.offer_age_s_max else longest.digest
+
+    def restore(self, offer: Offer, chunks: tuple[int, ...], stale: float, now: float) -> None:
+        """These chunks of a model are on the disk; its author may have the rest. Without room: nothing."""
+        room = self._reserved + offer.size <= self._limits.fetch_bytes_max
+        if not chunks or not room or len(self._parked) >= self._limits.parked_fetches_max:
+            return
+        fetch = Fetch(offer.digest, offer.size, stale, now, self._limits)
+        fetch.restore(chunks)
+        fetch.join(offer.author, now, Line(now))
+        fetch.part(offer.author, may_return=True)
+        self._holdings.keep(offer.digest)
+        self._parked[offer.digest] = fetch
 
     def forget(self, digest: Digest, turn: Turn) -> None:
         """This blob isn't wanted any more, parked or under way."""
@@ -120,10 +141,13 @@ class Transfers:
 
     def on_chunk(self, link: Link, chunk: Chunk, turn: Turn) -> Digest | None:
         """Verify and keep one chunk. The digest when this completes the blob, which is then held for the caller."""
-        peer, fetch = link.peer, self._fetches.get(chunk.digest)
+        peer, fetch = link.peer, self._fetches.get(chunk.digest) or self._parked.get(chunk.digest)
         source = None if fetch is None else fetch.sources.get(peer)
-        if fetch is None or source is None or chunk.index not in source.asked:
+        waited_for = source is not None and chunk.index in source.asked
+        if not waited_for:
             self._unasked(peer, chunk.digest, turn)
+        if fetch is None or not fetch.wants(chunk.index):
+            self.late += 1
             return None
         if len(chunk.data) != chunk_size(fetch.size, chunk.index):
             self._forsake(fetch, peer, turn)
@@ -133,14 +157,20 @@ class Transfers:
             self._forsake(fetch, peer, turn)
             raise RemoteError("chunk that doesn't belong to its digest", PENALTY_BAD_CHUNK)
         link.fetched = turn.now
-        fetch.take(peer, chunk.index, turn.now)
+        if waited_for:
+            fetch.take(peer, chunk.index, turn.now)
+            self._line(peer, turn.now).round_trip_s = link.round_trip_s or 0.0
+        else:
+            fetch.take_belated(chunk.index)
         turn.add(WriteChunk(fetch.digest, fetch.size, chunk.index * CHUNK_BYTES, chunk.data, node))
         if fetch.whole:
-            del self._fetches[fetch.digest]
+            self._fetches.pop(fetch.digest, None)
+            self._parked.pop(fetch.digest, None)
             for other in list(fetch.sources):
                 self._lose(fetch, other)
             return fetch.digest
-        self._ask(fetch, turn)
+        if fetch.digest in self._fetches:
+            self._ask(fetch, turn)
         return None
 
     def on_gone(self, peer: PeerId, digest: Digest, turn: Turn) -> None:
@@ -155,24 +185,30 @@ class Transfers:
             if peer in fetch.sources:
                 fetch.broken(peer)
                 self._ask(fetch, turn)
-        for key in [key for key in self._expected if key[0] == peer]:
-            del self._expected[key]
+        self._lines.pop(peer, None)
+        for table in (self._expected, self._doubts):
+            for key in [key for key in table if key[0] == peer]:
+                del table[key]
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def tick(self, turn: Turn) -> list[PeerId]:
-        """Sources that went silent are given up and returned; what takes too long is given up too, however steadily it drips."""
+        """What takes too long is given up, however steadily it drips; so are silent sources. Who was for too long is returned.
+
+        A fast source that is silent for some seconds is replaced or waited for, and not blamed: what it owes may still come.
+        """
         stalled: list[PeerId] = []
         for fetch in list(self._fetches.values()):
             if turn.now >= fetch.until:
                 self._give_up(fetch, "a model took too long", turn)
                 continue
-            silent = fetch.silent(turn.now)
-            for peer in silent:
-                self._lose(fetch, peer)
-            stalled += silent
+            for peer in fetch.silent(turn.now):
+                self._doubt(peer, fetch, turn)
             self._ask(fetch, turn)
-        for fetch in [one for one in self._parked.values() if turn.now >= one.until]:
+        for key in [key for key, due in self._doubts.items() if turn.now >= due]:
+            del self._doubts[key]
+            stalled.append(key[0])
+        for fetch in [one for one in self._parked.values() if turn.now >= one.stale]:
             self._give_up(fetch, "nobody had the rest of a model", turn)
         return stalled
 
@@ -180,7 +216,8 @@ class Transfers:
     def deadline(self) -> float:
         """When `tick` has something to do at the earliest."""
         times = [fetch.deadline for fetch in self._fetches.values()]
-        times += [fetch.until for fetch in self._parked.values()]
+        times += [fetch.stale for fetch in self._parked.values()]
+        times += self._doubts.values()
         return min(times, default=float("inf"))
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -206,9 +243,22 @@ class Transfers:
         self._lose(fetch, peer)
         self._ask(fetch, turn)
 
-    def _lose(self, fetch: Fetch, peer: PeerId) -> None:
+    def _lose(self, fetch: Fetch, peer: PeerId, *, may_return: bool = False) -> None:
         """`peer` is no source any more; its link is up, so what it owes may still come."""
-        self._expect(peer, fetch.digest, fetch.part(peer, may_return=False))
+        self._expect(peer, fetch.digest, fetch.part(peer, may_return=may_return))
+
+    def _doubt(self, peer: PeerId, fetch: Fetch, turn: Turn) -> None:
+        """`peer` is silent: go on without it, until it delivers something after all."""
+        due = max(turn.now, fetch.sources[peer].heard + self._limits.chunk_gap_s_max)
+        self._lose(fetch, peer, may_return=turn.now < due)
+        self._doubts[peer, fetch.digest] = due
+        if len(self._doubts) > DOUBTS_MAX:
+            del self._doubts[next(iter(self._doubts))]
+
+    def _line(self, peer: PeerId, now: float) -> Line:
+        if peer not in self._lines:
+            self._lines[peer] = Line(now)
+        return self._lines[peer]
 
     def _park(self, fetch: Fetch, turn: Turn) -> None:
         """Nobody delivers at present. Without a chunk, and without anybody who may come back, there is nothing to wait for."""
@@ -241,6 +291,8 @@ class Transfers:
             self._expected[peer, digest] = left - 1
         if not left and not (fetch is not None and fetch.take_late(peer, turn.now)):
             raise RemoteError("chunk that wasn't asked for", PENALTY_UNASKED_CHUNK)
-        self.late += 1
+        back = self._doubts.pop((peer, digest), None) is not None
         if fetch is not None:
+            if back:
+                fetch.join(peer, turn.now, self._line(peer, turn.now))
             self._ask(fetch, turn)

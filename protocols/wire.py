@@ -32,6 +32,8 @@ from protocols.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, PeerId, ver
 from protocols.limits import Limits
 from protocols.merkle import CHUNK_BYTES, DIGEST_BYTES, Digest
 from protocols.messages import (
+    Away,
+    Brought,
     Bye,
     Chunk,
     Contact,
@@ -82,7 +84,7 @@ CHUNK_FRAME_BYTES_MAX = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES_MAX
 
 _Plain = (
     Hello | Bye | ForwardJoin | Neighbour | NeighbourReply | Shuffle | Ping | Pong | SignedOffer | Want | Gone | Have
-    | Revocations | RevocationsKnown
+    | Brought | Away | Revocations | RevocationsKnown
 )  # fmt: skip
 
 
@@ -116,6 +118,10 @@ def _fields(message: _Plain) -> tuple[Type, list[Any]]:
             return Type.GONE, [digest]
         case Have(digest):
             return Type.HAVE, [digest]
+        case Brought(signed, age_s):
+            return Type.BROUGHT, [signed.body, signed.signature, age_s]
+        case Away(seconds):
+            return Type.AWAY, [seconds]
         case Revocations(statements):
             return Type.REVOCATIONS, [[[one.victim, one.by, one.secret, one.signature] for one in statements]]
         case RevocationsKnown(digest):
@@ -235,6 +241,15 @@ def _have(values: list[Any], limits: Limits) -> Message:
     return Have(Digest(Fields(values, 1, "have", limits).fixed(DIGEST_BYTES)))
 
 
+def _brought(values: list[Any], limits: Limits) -> Message:
+    f = Fields(values, 3, "offer brought along", limits)
+    return Brought(read_offer(f.blob(), f.fixed(SIGNATURE_BYTES), limits, pull=False), f.uint())
+
+
+def _away(values: list[Any], limits: Limits) -> Message:
+    return Away(Fields(values, 1, "absence", limits).uint())
+
+
 def _revocations(values: list[Any], limits: Limits) -> Message:
     return Revocations(Fields(values, 1, "revocations", limits).revocations())
 
@@ -256,6 +271,8 @@ _READERS: dict[int, Reader] = {
     Type.WANT: _want,
     Type.GONE: _gone,
     Type.HAVE: _have,
+    Type.BROUGHT: _brought,
+    Type.AWAY: _away,
     Type.REVOCATIONS: _revocations,
     Type.REVOCATIONS_KNOWN: _revocations_known,
 }

@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
 from typing import Any
@@ -22,7 +22,7 @@ from protocols.core import Core, CoreSettings, swarm_digest
 from protocols.gossip import GossipSettings, ModelState
 from protocols.identity import Identity, PeerId, peer_text
 from protocols.limits import LAPTOP, Limits
-from protocols.memory import NOTHING, Carried, Memory, Partial, packed, unpacked
+from protocols.memory import NOTHING, Memory, aged, packed, unpacked
 from protocols.merkle import CHUNK_BYTES, Digest, Tree
 from protocols.messages import Contact, Hello, Message, Neighbour, Offer, SignedOffer
 from protocols.serving import blob_frames
@@ -120,14 +120,8 @@ class Bench:
 
     def restart(self, after: float = 0.0, **options: Any) -> None:
         """The process ends and another begins, `after` seconds later, with what this one remembers. Its model is new."""
-        memory = unpacked(packed(self.core.memory(self.now)), self.limits)
+        memory = aged(unpacked(packed(self.core.memory(self.now)), self.limits), after)
         self.now += after
-        older = [replace(one, age_s=one.age_s + after) for one in (*memory.carried, *memory.partials)]
-        memory = replace(
-            memory,
-            carried=tuple(one for one in older if isinstance(one, Carried)),
-            partials=tuple(one for one in older if isinstance(one, Partial)),
-        )
         self.core = make_core(0, memory=memory, now=self.now, sequence=self._record + 1, **(self._options | options))
 
     def up(self, number: int, *, dialled: bool = False) -> list[fx.Effect]:

@@ -11,6 +11,8 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
     pulling, register, dialler = gossip.pulling, core._register, members.dialler
     fetches, parked = list(transfers.fetches), list(transfers.waiting)
     held = limits.fetches_max + limits.parked_fetches_max + 2 * limits.models_ready_max + limits.serve_models_max + 2
+    held += limits.carry_models_max
+    loads = list(core._carry._loads.values())
     per_link = limits.links_max + limits.fetches_max
     return {
         "links": (len(core._links), limits.links_max),
@@ -24,12 +26,19 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "candidates": (len(pulling._candidates), limits.offers_max),
         "fetching": (len(pulling._fetching), limits.fetches_max),
         "ready": (len(pulling._ready), limits.models_ready_max),
-        "heard": (len(pulling._heard), limits.authors_max),
+        "heard": (len(pulling.heard), limits.authors_max),
         "fetches": (len(transfers._fetches), limits.fetches_max),
         "parked": (len(transfers._parked), limits.parked_fetches_max),
         "expected": (len(transfers._expected), limits.late_fetches_max),
         "served": (len(core._shelf), limits.serve_models_max),
-        "lent": (len(core._shelf._lent), 2 * limits.models_ready_max),
+        "lent": (len(core._shelf._lent), 2 * limits.models_ready_max + limits.carry_models_max),
+        "carried": (len(loads), limits.carry_models_max),
+        "carried bytes": (sum(load.offer.size for load in loads), limits.carry_bytes_max),
+        "known to have what is carried": (max((len(load.has) for load in loads), default=0), limits.serve_readers_max),
+        "offered at a meeting": (max((len(link.brought) for link in core._links.values()), default=0), limits.carry_offers_max),
+        "signed numbers": (len(pulling.heard._signed), limits.authors_max),
+        "lines": (len(transfers._lines), limits.links_max),
+        "doubts": (len(transfers._doubts), 256),
         "haves": (max((len(link.haves) for link in core._links.values()), default=0), limits.haves_max),
         "readers": (
             max((len(i.asked) for i in (*core._shelf._items.values(), *core._shelf._lent.values())), default=0),
@@ -43,7 +52,7 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "former sources": (max((len(one.former) for one in (*fetches, *parked)), default=0), limits.links_max),
         "revocations": (len(register), limits.revocations_max),
         "allowed": (len(register._allowed), limits.revocations_max),
-        "candidate sources": (max((len(c.sources) for c in pulling._candidates.values()), default=0), per_link),
+        "candidate sources": (max((len(c.sources) for c in pulling._candidates._known.values()), default=0), per_link),
         "health": (members.liveness.health, limits.health_score_max),
     }
 

@@ -32,6 +32,7 @@ memories = st.builds(
     st.lists(st.tuples(peers, amounts)).map(tuple),
     st.lists(st.builds(Carried, st.just(OFFER), amounts)).map(tuple),
     st.lists(st.builds(Partial, st.just(OFFER), amounts, chunks)).map(tuple),
+    amounts,
 )
 
 
@@ -86,23 +87,25 @@ def test_bytes_that_lack_an_end_or_have_two(memory: Memory, data: st.DataObject)
     [
         None,
         [],
-        [1, [], [], []],
+        [1, [], [], 0.0],
         [2, [], [], [], []],
-        [True, [], [], [], []],
+        [True, [], [], [], [], 0.0],
         [1, [], [], [], {}],
-        [1, [[b"x" * 31, 1]], [], [], []],
+        [1, [[b"x" * 31, 1]], [], [], [], 0.0],
         [1, [[b"x" * 32, -1]], [], [], []],
-        [1, [[b"x" * 32, 1 << 53]], [], [], []],
+        [1, [[b"x" * 32, 1 << 53]], [], [], [], 0.0],
         [1, [[b"x" * 32, 1.0]], [], [], []],
-        [1, [[b"x" * 32]], [], [], []],
+        [1, [[b"x" * 32]], [], [], [], 0.0],
         [1, [7], [], [], []],
-        [1, [], [[b"x" * 32, float("nan")]], [], []],
+        [1, [], [[b"x" * 32, float("nan")]], [], [], 0.0],
         [1, [], [[b"x" * 32, -1.0]], [], []],
-        [1, [], [], [[b"", OFFER.signature, 0.0]], []],
+        [1, [], [], [[b"", OFFER.signature, 0.0]], [], 0.0],
         [1, [], [], [[OFFER.body, b"", 0.0]], []],
-        [1, [], [], [[OFFER.body, OFFER.signature, float("inf")]], []],
+        [1, [], [], [[OFFER.body, OFFER.signature, float("inf")]], [], 0.0],
         [1, [], [], [], [[OFFER.body, OFFER.signature, 0.0, b"\x00\x08"]]],
-        [1, [], [], [], [[OFFER.body, OFFER.signature, 0.0, [1]]]],
+        [1, [], [], [], [[OFFER.body, OFFER.signature, 0.0, [1]]], 0.0],
+        [1, [], [], [], [], -1.0],
+        [1, [], [], [], [], 0],
     ],
 )
 def test_what_isnt_a_memory(tables: object) -> None:

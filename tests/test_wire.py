@@ -65,7 +65,9 @@ def test_golden_frames_both_ways() -> None:
 
 def test_golden_offers_are_signed() -> None:
     offers = [message for message in map(outcome, lines().values()) if isinstance(message, m.SignedOffer)]
-    assert len(offers) == len(golden.UINTS)
+    brought = [message.signed for message in map(outcome, lines().values()) if isinstance(message, m.Brought)]
+    assert (len(offers), len(brought)) == (len(golden.UINTS), 2)
+    offers += brought
     for offer in offers:
         check_offer(offer, golden.SCOPE)
         with pytest.raises(RemoteError, match="signature"):
@@ -218,6 +220,8 @@ anything = st.one_of(
     st.builds(m.Want, digests, indices, indices),
     st.builds(m.Gone, digests),
     st.builds(m.Have, digests),
+    st.builds(lambda signed, age_s: m.Brought(replace(signed, pull=False), age_s), offers, uints),
+    st.builds(m.Away, uints),
     st.builds(m.Revocations, st.lists(revocations, min_size=1, max_size=8).map(tuple)),
     st.builds(m.RevocationsKnown, half),
     st.builds(m.Chunk, digests, indices, proofs, st.binary(max_size=200)),

@@ -15,6 +15,8 @@ from protocols.merkle import Digest
 from protocols.messages import (
     SECRET_BYTES_MAX,
     Ask,
+    Away,
+    Brought,
     Bye,
     Chunk,
     Contact,
@@ -95,6 +97,10 @@ def frames() -> dict[str, Message]:
     named["revocation without a secret"] = Revocations((sign_revocation(KEY, SCOPE[:16], PEER, b""),))
     named["revocations full"] = Revocations((longest,) * REVOCATIONS_MAX)
     named["have"] = Have(DIGEST)
+    for value in (0, UINT_MAX):
+        carried = sign_offer(KEY, SCOPE, Offer(KEY.peer, 7, 8, 9, DIGEST, 10), pull=False)
+        named[f"brought after {value}"] = Brought(carried, value)
+        named[f"away for {value}"] = Away(value)
     named["revocations known"] = RevocationsKnown(bytes(range(16)))
     return named | _scalars()
 
