@@ -26,7 +26,7 @@ from protocols.events import Event, Frame, Stored
 from protocols.identity import PeerId
 from protocols.limits import Limits
 from protocols.merkle import Digest
-from protocols.messages import SignedOffer
+from protocols.messages import Brought, SignedOffer
 from protocols.wire import Type, check_offer, decode
 
 LOOK_S = 1.0  # between two looks into a core
@@ -90,7 +90,7 @@ class Checks:
         match event:
             case Stored(sequence):
                 self._book(who).stored = sequence
-            case Frame(_, data) if len(data) > 1 and data[1] == Type.OFFER:
+            case Frame(_, data) if len(data) > 1 and data[1] in (Type.OFFER, Type.BROUGHT):
                 self._offered(now, who, data)
 
     def after(self, now: float, who: int, peer: PeerId, effects: Sequence[Effect]) -> None:
@@ -141,10 +141,13 @@ class Checks:
             message = decode(data, self._limits)
         except RemoteError:
             return
+        age_s = 0.0
+        if isinstance(message, Brought):
+            message, age_s = message.signed, float(message.age_s)
         if isinstance(message, SignedOffer):
             offers = self._book(who).offers
             offers.pop(message.offer.digest, None)
-            offers[message.offer.digest] = (message, now)
+            offers[message.offer.digest] = (message, now - age_s)
             if len(offers) > OFFERS_KEPT:
                 offers.popitem(last=False)
 
@@ -175,8 +178,8 @@ class Checks:
             self.violated(now, who, "S1", f"merges {digest.hex()[:8]}, whose offer has a wrong signature")
         if offer.size != self._size:
             self.violated(now, who, "S1", f"merges {digest.hex()[:8]} of {offer.size} bytes; a model has {self._size}")
-        if now - at > self._limits.offer_age_s_max + self._limits.chunk_gap_s_max:
-            self.violated(now, who, "S1", f"merges {digest.hex()[:8]}, offered {now - at:.0f} s ago")
+        if now - at > self._limits.carry_s_max:
+            self.violated(now, who, "S1", f"merges {digest.hex()[:8]}, {now - at:.0f} s on its way")
         if (offer.author, offer.sequence) in book.merged:
             self.violated(now, who, "S2", f"merges sequence number {offer.sequence} of one author twice")
         book.merged.add((offer.author, offer.sequence))
