@@ -141,15 +141,18 @@ class Checks:
             message = decode(data, self._limits)
         except RemoteError:
             return
-        age_s = 0.0
-        if isinstance(message, Brought):
-            message, age_s = message.signed, float(message.age_s)
-        if isinstance(message, SignedOffer):
-            offers = self._book(who).offers
-            offers.pop(message.offer.digest, None)
-            offers[message.offer.digest] = (message, now - age_s)
-            if len(offers) > OFFERS_KEPT:
-                offers.popitem(last=False)
+        match message:
+            case Brought(signed, age_s):
+                at = now - age_s
+            case SignedOffer():
+                signed, at = message, now
+            case _:
+                return
+        offers = self._book(who).offers
+        offers.pop(signed.offer.digest, None)
+        offers[signed.offer.digest] = (signed, at)
+        if len(offers) > OFFERS_KEPT:
+            offers.popitem(last=False)
 
     def _stores(self, now: float, who: int, sequence: int) -> None:
         book = self._book(who)
