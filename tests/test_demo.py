@@ -30,6 +30,7 @@ NODE_KEYS = {
 STOP_S_MAX = 5.0  # promised by the README: Ctrl-C leaves nothing behind after this time
 END_S_MAX = 10.0  # for what is left when the demo itself was killed
 START_S_MAX = 60.0  # until daemons and their training processes are there
+REDRAWN = re.compile(rb"\x1b\[\d*A")
 
 
 ENDLESS = ("demo", "--nodes", "2", "--seconds", "600", "--target-accuracy", "1", "--json")
@@ -194,17 +195,23 @@ def test_bad_input(flags: list[str], word: str) -> None:
 
 def test_a_terminal_gets_a_live_table_without_colour_if_so_wished() -> None:
     ours, theirs = pty.openpty()
-    command = [*P2PNODE, "demo", "--nodes", "2", "--seconds", "12", "--target-accuracy", "1"]
+    command = [*P2PNODE, "demo", "--nodes", "2", "--seconds", "60", "--target-accuracy", "1"]
     env = environment(TERM="xterm-256color", COLUMNS="120", NO_COLOR="1")
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE) as process:
         os.close(theirs)
-        screen = b"".join(_read_to_the_end(ours)).decode()
+        seen, enough = b"", False
+        for data in _read_to_the_end(ours):
+            seen += data
+            if not enough and b"running" in seen and len(REDRAWN.findall(seen)) > 2:
+                enough = True
+                process.send_signal(signal.SIGINT)
+        screen = seen.decode()
         process.communicate(timeout=END_S_MAX)
     os.close(ours)
     for column in demo_table.COLUMNS:
         assert column.split()[0] in screen
     assert "node1" in screen
-    assert re.search(r"\x1b\[\d*A", screen), "the table is redrawn in its place"
+    assert REDRAWN.search(seen), "the table is redrawn in its place"
     assert not re.search(r"\x1b\[[0-9;]*[349][0-7]m", screen), "NO_COLOR is honoured"
 
 
