@@ -18,8 +18,10 @@ PATIENCE_S_MIN = 15.0  # a node goes on within 30 s of a hang: this, and a start
 PATIENCE_FACTOR = 20.0  # times the longest silence so far: what swapping, a busy machine or a long batch do to a step (guess)
 FIRST_S = 600.0  # for the first word of each kind of work, while nothing was measured: compiling, caches, a slow disk (guess)
 START_S_MIN = 120.0  # for a later start of a task, or 20 times the slowest: the first may download for hours, and isn't bounded
-# Which run the user's code, with words after steps; the rest is our own work, and gets FIRST_S at least.
+# Which run the user's code, with words after steps.
 STEPWISE = ("train", "probe", "evaluate")
+# Which compute, so that once their time is known a silence is a hang; the rest waits for a disk, and gets FIRST_S at least.
+COMPUTING = (*STEPWISE, "merge", "apply", "fingerprint")
 SLICE_S = 1.0  # the parent counts its waiting in such pieces: a piece that took longer was sleep, not the child's silence
 
 
@@ -61,7 +63,7 @@ class Patience:
         longest = max(self._later.get(kind, 0.0), self._first.get(kind, 0.0) if first or kind not in STEPWISE else 0.0)
         if kind == "start":
             return max(START_S_MIN, PATIENCE_FACTOR * longest) if longest else float("inf")
-        known = kind in STEPWISE and (kind in self._first if first else True)
+        known = kind in COMPUTING and (kind in self._first if first or kind not in STEPWISE else True)
         return max(PATIENCE_S_MIN if known else FIRST_S, PATIENCE_FACTOR * longest)
 
     def note(self, kind: str, seconds: float, *, first: bool) -> None:
