@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import p2pnode.trainer
 from p2pnode import Config, ConfigError, Node
 from p2pnode.config import PRESETS
 from p2pnode.memory_transport import MemoryNetwork, MemoryTransport
@@ -24,8 +25,8 @@ from protocols.limits import EDGE
 from tests.small_task import make_failing_task, make_task, make_wide_task
 
 QUICK: dict[str, Any] = {
-    "evaluate_every_s": 0.2, "checkpoint_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2, "mdns": False, "upnp": False,
-    "open": True,  # who may come in is the business of test_entry.py and test_access_network.py
+    "evaluate_every_s": 0.2, "checkpoint_every_s": 0.3, "cycle_s": 0.05, "threads": 1, "shard_count": 2,
+    "mdns": False, "upnp": False, "open": True,  # who may come in is the business of test_entry.py and test_access_network.py
 }  # fmt: skip
 
 
@@ -208,14 +209,17 @@ async def test_two_nodes_in_one_process_over_libp2p(tmp_path: Path) -> None:
     assert a.status()["errors"] == b.status()["errors"] == 0
 
 
-async def test_a_task_that_always_fails_is_a_state_and_the_node_stays_in_the_swarm(make: Callable[..., Node]) -> None:
+async def test_a_task_that_always_fails_is_a_state_and_the_node_stays_in_the_swarm(
+    make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2pnode.trainer, "CRASHES_MAX", 3)  # each takes a start of torch
     a, b = make("a", make_failing_task), make("b")
     async with a, b:
         await a.join(b.addresses[0])
         await until(lambda: a.status()["trainer"]["state"] == "failing: RuntimeError: never", 90)
         assert a.status()["age"] == 0
         assert a.report().peers == 1
-        assert a.status()["trainer"]["restarts"] >= 4
+        assert a.status()["trainer"]["restarts"] >= 2
     assert a.status()["errors"] == 0
 
 
