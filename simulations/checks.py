@@ -40,7 +40,7 @@ class _Book:
     """What is known of one node."""
 
     offers: OrderedDict[Digest, tuple[SignedOffer, float]] = field(default_factory=OrderedDict)
-    merged: set[tuple[PeerId, int]] = field(default_factory=set)
+    merged: dict[tuple[PeerId, int], None] = field(default_factory=dict)  # in the order in which they were
     asked: int = -1  # newest sequence number it wanted stored
     stored: int = -1
     said: dict[int, Digest] = field(default_factory=dict)
@@ -131,6 +131,20 @@ class Checks:
         for name, size, bound in tables:
             self.table(now, who, name, size, bound)
 
+    # --- lives --------------------------------------------------------------------------------------------------------
+
+    def merged(self, who: int) -> int:
+        """How many models node `who` has merged by now, in its present life and in what it remembers of others."""
+        return len(self._book(who).merged)
+
+    def returned(self, who: int, sequence: int, merged: int) -> None:
+        """Node `who` is back with a checkpoint into which the first `merged` models had gone; later merges went with its model,
+        so that those may be merged again. The last number it has stored is `sequence`; what it said stays said.
+        """
+        book = self._book(who)
+        book.merged = dict.fromkeys(list(book.merged)[:merged])
+        book.asked = book.stored = max(sequence, max(book.said, default=-1))
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _book(self, who: int) -> _Book:
@@ -185,7 +199,7 @@ class Checks:
             self.violated(now, who, "S1", f"merges {digest.hex()[:8]}, {now - at:.0f} s on its way")
         if (offer.author, offer.sequence) in book.merged:
             self.violated(now, who, "S2", f"merges sequence number {offer.sequence} of one author twice")
-        book.merged.add((offer.author, offer.sequence))
+        book.merged[offer.author, offer.sequence] = None
 
     def _signed(self, signed: SignedOffer) -> bool:
         key = signed.signature + signed.body

@@ -165,6 +165,11 @@ class Learners:
         """The row's model as the bytes that travel."""
         return bytes(tensors.encode(self.schema, self.fleet.row(row)))
 
+    def restore(self, row: int, data: bytes) -> None:
+        """The row begins again with a model from bytes, and with a fresh optimizer."""
+        self.fleet.put(row, self.decode(data))
+        self.fleet.calm(row)
+
     def pupil(self, row: int, author: PeerId, life: int) -> Pupil:
         """What node `author` measures with in shared-seed mode; every `life` of it draws other batches."""
         task, recipe = self._tasks[row], self.recipe

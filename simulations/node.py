@@ -1,6 +1,6 @@
 """One simulated node: the driver of one real core.
 
-Owns what the daemon's driver owns: the blobs, the one training or merge under way, the record being stored, the timer. It
+Owns what the daemon's driver owns: the blobs, the one training or merge under way, the checkpoints, the timer. It
 answers every effect in virtual time and passes nothing but bytes on. It must never read or change the core but through
 `handle`, `deadline` and `snapshot`.
 """
@@ -8,9 +8,9 @@ answers every effect in virtual time and passes nothing but bytes on. It must ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from weakref import WeakValueDictionary
+from random import Random
 
 from protocols.core import Core
 from protocols.effects import (
@@ -38,12 +38,14 @@ from protocols.effects import (
 from protocols.events import Event, Leave, Merged, Stored, Tick, Trained
 from protocols.identity import PeerId
 from protocols.limits import Limits
-from protocols.merkle import CHUNK_BYTES, Buffer, Digest, Tree
+from protocols.memory import packed
+from protocols.merkle import Digest, Tree
 from protocols.messages import Gone
-from protocols.serving import blob_frames
 from protocols.wire import encode
 from simulations.adversary import Liar
+from simulations.blobs import Blob, Library, Pieces
 from simulations.checks import Checks
+from simulations.disk import Checkpoint, Disk
 from simulations.fleet import State
 from simulations.learners import Learners
 from simulations.network import Network
@@ -52,36 +54,6 @@ from simulations.world import World
 
 GOODBYE_S = 1.0  # a node that leaves stops so long after its goodbyes
 TICKS_AT_ONCE_MAX = 1000  # ticks without time passing: the core's deadline stands still
-
-
-class Blob:
-    """A whole model as bytes, shared by all who hold it; its chunk frames and its decoded form are made once."""
-
-    __slots__ = ("__weakref__", "_frames", "data", "state", "tree")
-
-    def __init__(self, data: bytes, tree: Tree) -> None:
-        self.data, self.tree = data, tree
-        self.state: State | None = None
-        self._frames: dict[int, bytes] = {}
-
-    def frames(self, first: int, count: int) -> list[bytes]:
-        """The chunk frames `first` to `first + count - 1`."""
-        last = min(first + count, -(-len(self.data) // CHUNK_BYTES))
-        for index in range(first, last):
-            if index not in self._frames:
-                self._frames[index] = next(blob_frames(self.tree.digest, self.data, self.tree, index, 1))
-        return [self._frames[index] for index in range(first, last)]
-
-
-Library = WeakValueDictionary[Digest, Blob]
-
-
-@dataclass(slots=True)
-class _Partial:
-    """A blob on its way in, as the pieces written so far."""
-
-    size: int
-    pieces: dict[int, Buffer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +72,26 @@ class Surroundings:
 
 
 class Node:
-    """A participant. `index`: its number, also of its row in the fleet. `pace`: seconds that so many local steps take."""
+    """A participant. `index`: its number, also of its row in the fleet. `pace`: seconds that so many local steps take.
 
-    def __init__(self, index: int, peer: PeerId, around: Surroundings, pace: Callable[[int], float]) -> None:
+    The row holds the model that it begins with, the `disk` what it had written in earlier lives.
+    """
+
+    def __init__(self, index: int, peer: PeerId, around: Surroundings, pace: Callable[[int], float], disk: Disk) -> None:
         self.index, self.peer, self.alive = index, peer, True
+        self.disk = disk
         self.born = around.world.now
         self.reports: dict[Kind, int] = {}
         self.revoked: list[Revoked] = []  # what it was told of others' revocations
         self._around, self._pace = around, pace
         self._blobs: dict[Digest, Blob] = {}
-        self._partials: dict[Digest, _Partial] = {}
+        self._partials = disk.partials = dict(disk.partials)
         self._busy = False
         self._wakes_at = float("inf")
         self._ticked_at, self._ticks = -1.0, 0
         self.blob = self._keep_model()
+        if disk.checkpoints:
+            self._blobs.update(disk.checkpoints[-1].carried)
         self.prober: Prober | None = None  # in shared-seed mode
         self.honest = True
         self.core: Core | Liar
@@ -190,7 +168,8 @@ class Node:
             case Merge():
                 self._later(around.merge_s, partial(self._merged, effect))
             case Store(sequence=sequence):
-                around.world.at(around.world.now + around.fsync_s, partial(self.handle, Stored(sequence)))
+                done = partial(self.handle, Stored(sequence))
+                self.disk.write(around.world, around.fsync_s, self, partial(self._number, sequence), done)
             case Probe() | Apply() | Fingerprint() | Compact() | Adopt() if self.prober is not None:
                 self.prober.work(effect)
             case Log() | Trim() if self.prober is not None:
@@ -232,31 +211,20 @@ class Node:
             network.send(self, peer, frame, bulk=True)
 
     def _write(self, chunk: WriteChunk) -> None:
-        partial_ = self._partials.setdefault(chunk.digest, _Partial(chunk.size))
-        partial_.pieces[chunk.offset] = chunk.data
-        if sum(len(piece) for piece in partial_.pieces.values()) == chunk.size:
+        pieces = self._partials.setdefault(chunk.digest, Pieces(chunk.size))
+        pieces.at[chunk.offset] = chunk.data
+        if pieces.whole:
             del self._partials[chunk.digest]
-            self._blobs[chunk.digest] = self._assembled(chunk.digest, partial_)
+            try:
+                self._blobs[chunk.digest] = pieces.blob(chunk.digest, self._around.library)
+            except ValueError as error:
+                self.violated("S1", str(error))
         self._check_tables()
-
-    def _assembled(self, digest: Digest, whole: _Partial) -> Blob:
-        """The blob of these pieces; one that another node holds is shared, since the digest says that it is the same."""
-        known = self._around.library.get(digest)
-        if known is not None:
-            heads = ((at, bytes(piece[:64])) for at, piece in whole.pieces.items())
-            if all(known.data[at : at + 64] == head for at, head in heads):
-                return known
-        data = b"".join(whole.pieces[at] for at in sorted(whole.pieces))
-        tree = Tree.of(data)
-        if tree.digest != digest:
-            self.violated("S1", f"was told to write bytes that are not those of {digest.hex()[:8]}")
-        blob = self._around.library[digest] = Blob(data, tree)
-        return blob
 
     def _check_tables(self) -> None:
         limits, now, check = self._around.limits, self._around.world.now, self._around.checks.table
         check(now, self.index, "partial blobs", len(self._partials), limits.fetches_max + limits.parked_fetches_max)
-        held = limits.serve_models_max + limits.models_ready_max + self._around.merge_inputs_max
+        held = limits.serve_models_max + limits.models_ready_max + limits.carry_models_max + self._around.merge_inputs_max
         check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 
     def violated(self, rule: str, text: str) -> None:
@@ -304,6 +272,23 @@ class Node:
             blob.state = self._around.learners.decode(blob.data)
         return blob.state
 
+    # --- what lasts ---------------------------------------------------------------------------------------------------
+
+    def _number(self, sequence: int) -> None:
+        self.disk.sequence = max(self.disk.sequence, sequence)
+
+    def checkpoint(self) -> None:
+        """Write down the whole node: its model as last published, and what the core remembers."""
+        if not self.alive or not isinstance(self.core, Core):
+            return
+        around, now = self._around, self._around.world.now
+        seen, memory = self.core.snapshot(now), self.core.memory(now)
+        digests = [one.signed.offer.digest for one in memory.carried]
+        carried = {digest: self._blobs[digest] for digest in digests if digest in self._blobs}
+        merged = around.checks.merged(self.index)
+        saved = Checkpoint(now, self.blob, seen.age, seen.steps, packed(memory), seen.known, carried, merged)
+        self.disk.write(around.world, around.fsync_s, self, partial(self.disk.keep, saved))
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
@@ -312,7 +297,12 @@ class Node:
         self._around.world.at(self._around.world.now + GOODBYE_S, partial(self._stop, silent=False))
 
     def vanish(self) -> None:
-        """The power fails."""
+        """The machine is off, without a word."""
+        self._stop(silent=True)
+
+    def crash(self, randomness: Random, *, torn: bool) -> None:
+        """The power fails while it writes; `torn`: its newest checkpoint can't be read afterwards."""
+        self.disk.crash(randomness, torn=torn)
         self._stop(silent=True)
 
     def _stop(self, *, silent: bool) -> None:
@@ -321,4 +311,4 @@ class Node:
             self._around.learners.fleet.forget(self.index)
             self._around.network.stop(self, silent=silent)
             self._blobs.clear()
-            self._partials.clear()
+            self.disk.lost()

@@ -88,6 +88,8 @@ class Scenario(Faults):
     merge_s: float = within(0.02, 0, 1e4)
     apply_s: float = within(0.01, 0, 1e4)  # adding entries to the sum, hashing it, and the like
     fsync_s: float = within(0.005, 0, 1e4)
+    # a node that comes back goes on from its last one, as the daemon does; 0: its model and what it remembered are gone
+    checkpoint_every_s: float = within(30.0, 0, 1e6)
     start_s: float = within(2.0, 0, 1e6)  # nodes start at random within so long
 
     # the network

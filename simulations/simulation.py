@@ -11,12 +11,13 @@ from functools import partial
 
 from protocols.core import swarm_digest
 from simulations import topology
+from simulations.blobs import Library
 from simulations.checks import LOOK_S, Checks
 from simulations.learners import SWARM, Learners
 from simulations.measuring import Measuring
 from simulations.nemesis import Act, Nemesis, schedule
 from simulations.network import Network
-from simulations.node import Library, Surroundings
+from simulations.node import Surroundings
 from simulations.result import Result
 from simulations.rules import Rules
 from simulations.scenario import Scenario

@@ -19,11 +19,12 @@ from protocols.gossip import ModelState
 from protocols.identity import Identity
 from protocols.messages import Contact
 from simulations.adversary import Liar, equivocation, rubbish
+from simulations.disk import Checkpoint, Disk
 from simulations.learners import SWARM
 from simulations.ledger_checks import LedgerChecks
 from simulations.network import address_of
 from simulations.node import Node, Surroundings
-from simulations.prober import Disk, Prober
+from simulations.prober import Prober
 from simulations.scenario import Scenario
 
 
@@ -53,28 +54,54 @@ class Swarm:
     # --- coming -------------------------------------------------------------------------------------------------------
 
     def start(self, index: int) -> None:
-        """A node comes up, or up again."""
-        scenario, around, key = self._scenario, self._around, self._keys[index]
-        world, recipe = around.world, around.learners.recipe
+        """A node comes up, or up again with what is on its disk."""
+        scenario, around, disk = self._scenario, self._around, self._disks[index]
         self.leaving.discard(index)
-        drawn = world.randomness("pace", index)
-        factor = 1 + scenario.speed_spread * drawn.uniform(-1, 1)
-        node = self.nodes[index] = Node(index, key.peer, around, pace(scenario, scenario.step_s * factor, drawn))
-        model = ModelState(node.blob.tree.digest, len(node.blob.data))
-        around.network.attach(node)
         life = self._lives[index] = self._lives[index] + 1
-        name = ("core", index) if life == 1 else ("core", index, life)
-        ledger = None if recipe is None else self._remembers(node, factor, drawn, life)
-        addresses = self._contacts[index].addresses
-        neighbours = self._neighbours(index)
-        settings = self._settings(index, None if self._scenario.repair else neighbours)
-        known = (neighbours or ()) if self._scenario.repair else ()
-        core = Core(key, settings, model, world.randomness(*name), world.now, addresses, known, ledger)
+        if life > 1:
+            around.learners.restore(index, disk.checkpoints[-1].model.data)
+            around.checks.returned(index, disk.sequence, disk.checkpoints[-1].merged)
+        drawn = around.world.randomness("pace", index)
+        factor = 1 + scenario.speed_spread * drawn.uniform(-1, 1)
+        steps = pace(scenario, scenario.step_s * factor, drawn)
+        node = self.nodes[index] = Node(index, self._keys[index].peer, around, steps, disk)
+        if life == 1:
+            disk.keep(Checkpoint(around.world.now, node.blob))  # where it begins is drawn from the swarm's name
+        around.network.attach(node)
+        ledger = None if around.learners.recipe is None else self._remembers(node, factor, drawn, life)
+        core = self._core(node, life, ledger)
         node.start(core if index not in self.liars else self._liar(index, core))
         if self.quiet:
             node.handle(Pause(True))
         if self.graph is None or index >= len(self.graph):
             node.handle(Join(tuple(self._contacts[one].addresses[0] for one in scenario.firsts if one != index)))
+        self._later(node)
+
+    def _core(self, node: Node, life: int, ledger: Restored | None) -> Core:
+        """The core of a node in its so-manieth life, with what its newest checkpoint remembers."""
+        index, world, limits, saved = node.index, self._around.world, self._around.limits, node.disk.checkpoints[-1]
+        neighbours, known = self._neighbours(index), saved.known
+        if self._scenario.repair:
+            neighbours, known = None, known or neighbours or ()
+        model = ModelState(node.blob.tree.digest, len(node.blob.data), saved.age, saved.steps, node.disk.sequence)
+        memory = node.disk.memory(world.now, limits)
+        name = ("core", index) if life == 1 else ("core", index, life)
+        return Core(
+            self._keys[index], self._settings(index, neighbours), model, world.randomness(*name), world.now,
+            self._contacts[index].addresses, known, ledger, memory,
+        )  # fmt: skip
+
+    def _later(self, node: Node) -> None:
+        """Have `node` write a checkpoint now and then, for as long as it is up."""
+        every, world = self._scenario.checkpoint_every_s, self._around.world
+
+        def again() -> None:
+            if node.alive:
+                node.checkpoint()
+                world.at(world.now + every, again)
+
+        if every:
+            world.at(world.now + every, again)
 
     def _neighbours(self, index: int) -> tuple[Contact, ...] | None:
         """Those of a given graph; newcomers have none."""

@@ -28,12 +28,13 @@ from protocols.recipe import Recipe
 from protocols.wire import decode, encode
 from simulations.adversary import equivocation, rubbish
 from simulations.checks import Checks
+from simulations.disk import Disk, opened, packed
 from simulations.errors import ScenarioError
 from simulations.learners import Learners
 from simulations.ledger_checks import LedgerChecks
 from simulations.models import convolutional, shift_named
 from simulations.nemesis import Act, schedule
-from simulations.prober import Disk, Prober, packed, unpacked
+from simulations.prober import Prober
 from simulations.rules import DROP, PASS, Kind, Packet, partition
 from simulations.scenario import Scenario, build
 from simulations.world import World
@@ -264,8 +265,8 @@ def test_a_snapshot_is_the_sum_without_its_tail_and_adopting_it_gives_the_sum() 
     assert isinstance(compacted, Compacted)
     assert (one.complaints, one.prober.pupil.spsa.counts) == ([], {author: 381})
     data = one.blobs[compacted.digest]
-    assert unpacked(data)[0] == marks
-    assert packed(*unpacked(data)) == data
+    assert opened(data)[0] == marks
+    assert packed(*opened(data)) == data
     empty.keep(data)
     assert empty.does(Adopt(compacted.digest)) == Adopted(marks)
     empty.does(Apply((Span(author, 256, codes[256:]),)))
