@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +17,13 @@ import typer
 from cli import status_view
 from cli.options import AsJson, ConfigFile, DataDir, data_folder
 from cli.render import Screen, size
+from p2pnode import checkpoints
 from p2pnode.control import NotRunning, ask
 from p2pnode.errors import ConfigError
 from p2pnode.folder import LOCK_FILE
 
 STOP_S_MAX = 10.0  # a clean stop takes 5 s at most; a machine under load gets twice that
 EXPORT_S_MAX = 130.0  # the daemon itself gives up after 120 s (control.WORK_S_MAX) and says why
-MODEL_FILE = "model.safetensors"  # p2pnode.store keeps it; importing that would load SQLite and safetensors for a copy
 
 
 def register(app: typer.Typer) -> None:
@@ -115,19 +114,20 @@ def export(
     try:
         document = ask(folder, {"do": "export", "path": str(path)}, EXPORT_S_MAX)
     except NotRunning:
-        document = _export_saved(folder / MODEL_FILE, path)
+        document = _export_saved(folder, path)
     if as_json:
         screen.document(document)
     else:
         screen.talk(f"wrote {path}, {size(document['bytes'])}")
 
 
-def _export_saved(saved: Path, path: Path) -> dict[str, Any]:
-    """Copy the model that the daemon saved when it stopped. Raises NotRunning when there is none."""
-    if not saved.is_file():
-        raise NotRunning(f"no daemon runs in {saved.parent} and none has saved a model there; start one with `p2pnode run`")
+def _export_saved(folder: Path, path: Path) -> dict[str, Any]:
+    """Take the model out of the last checkpoint. Raises NotRunning when there is none."""
     try:
-        shutil.copyfile(saved, path)
+        return {"path": str(path), "bytes": checkpoints.export(folder, path)}
+    except FileNotFoundError:
+        raise NotRunning(f"no daemon runs in {folder} and none has saved a model there; start one with `p2pnode run`") from None
+    except ValueError as error:
+        raise ConfigError(f"the model in {folder} can't be read ({error}); `p2pnode run` goes on from the one before") from None
     except OSError as error:
         raise ConfigError(f"can't write {path} ({error.strerror}); give another path") from None
-    return {"path": str(path), "bytes": path.stat().st_size}

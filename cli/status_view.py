@@ -146,6 +146,7 @@ def _health(document: Document) -> Lines:
         *(("by " + str(source.get("source")), _source(source)) for source in (document.get("discovery") or [])[:SOURCES_MAX]),
         ("training", _state(document.get("trainer"))),
         ("storage", _state(document.get("store"))),
+        *_checkpoint(document),
         *_alarms(document.get("scalars") or {}),
         *((f"fault ×{times}", reason) for reason, times in faults),
     ]
@@ -161,6 +162,18 @@ def _source(source: Document) -> str:
     idle = "listens" if source.get("listens") else "waits until peers are missing"
     said.append(idle if next_try is None else f"next try in {duration(next_try)}")
     return "; ".join(said)
+
+
+def _checkpoint(document: Document) -> Lines:
+    """How much a power cut would cost now, and what keeping it costs."""
+    last, carried = document.get("checkpoint") or {}, (document.get("outbox") or {}).get("models")
+    said = []
+    if last.get("number"):
+        said.append(f"number {last['number']}, {duration(last.get('age_s'))} old, {size(last.get('bytes'))}")
+        said.append(f"took {number(last.get('seconds'), 2)} s, all of them {percent(last.get('share'))} of the time")
+    if carried:
+        said.append(f"{count(carried)} models carried for others")
+    return [("checkpoint", "; ".join(said))] if said else []
 
 
 def _state(parts: Document | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +20,11 @@ from pathlib import Path
 from p2pnode import durable
 from p2pnode.seals import sealed, unsealed
 from p2pnode.state_db import aside_of, insert, rows
+from p2pnode.tensor_files import extract
 from protocols.merkle import Digest
 
 FOLDER = "checkpoints"
+MODEL_FILE = "model.safetensors"  # of versions before checkpoints: taken over once
 OUTBOX = "outbox"
 KEPT = 2  # the newest, and the one before it should that one be unreadable
 FOLDER_MODE = 0o700
@@ -66,7 +69,7 @@ class Checkpoints:
 
     def path(self, number: int) -> Path:
         """The file of checkpoint `number`."""
-        return self.folder / f"{number:0{_DIGITS}d}{_SUFFIX}"
+        return file_of(self.folder, number)
 
     def next(self) -> tuple[int, Path]:
         """A number that no file has had, and where its file goes."""
@@ -112,7 +115,7 @@ class Checkpoints:
     def _sound(self) -> Iterator[Checkpoint]:
         """Those whose files are what they were, the newest first; others are put aside."""
         listed = {row[0]: Checkpoint(*row) for row in rows(self._db, "checkpoints")}
-        noted = self._noted()
+        noted = {one.number: one for one in noted_in(self.folder, self._remarks)}
         if noted and not listed:
             self._remarks.append("the index of checkpoints is lost; the notes beside them tell what they are")
         every = sorted({**noted, **listed}.items(), reverse=True)
@@ -136,19 +139,6 @@ class Checkpoints:
                 durable.unlink(self._note(number))
                 self._db.execute("DELETE FROM checkpoints WHERE number = ?", (number,))
 
-    def _noted(self) -> dict[int, Checkpoint]:
-        """What the notes tell. One whose row was never committed is as good: its file was durable before."""
-        found = {}
-        for path in self.folder.glob(f"*{_NOTE}"):
-            try:
-                facts = json.loads(unsealed(FOLDER, path.read_bytes()))
-                hashed, memory = bytes.fromhex(facts.pop("sha256")), bytes.fromhex(facts.pop("memory"))
-                one = Checkpoint(sha256=hashed, memory=memory, **facts)
-                found[one.number] = one
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                self._remarks.append(f"{path.name} of the checkpoints is damaged ({error}); the database is asked instead")
-        return found
-
     def _tidy(self) -> None:
         """Remove the files of checkpoints that don't count any more, or never did."""
         counting = {number for (number,) in self._db.execute("SELECT number FROM checkpoints").fetchall()}
@@ -157,6 +147,41 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.name not in keep and ".unreadable-" not in path.name:
                 durable.unlink(path)
+
+
+def file_of(folder: Path, number: int) -> Path:
+    """The file of checkpoint `number` in the folder of checkpoints."""
+    return folder / f"{number:0{_DIGITS}d}{_SUFFIX}"
+
+
+def noted_in(folder: Path, remarks: list[str]) -> list[Checkpoint]:
+    """What the notes in the folder of checkpoints tell, the newest first; also while no daemon runs.
+
+    One whose row was never committed is as good as others: its file was durable before.
+    """
+    found = []
+    for path in folder.glob(f"*{_NOTE}"):
+        try:
+            facts = json.loads(unsealed(FOLDER, path.read_bytes()))
+            hashed, memory = bytes.fromhex(facts.pop("sha256")), bytes.fromhex(facts.pop("memory"))
+            found.append(Checkpoint(sha256=hashed, memory=memory, **facts))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            remarks.append(f"{path.name} of the checkpoints is damaged ({error}); the database is asked instead")
+    return sorted(found, key=lambda one: -one.number)
+
+
+def export(folder: Path, out: Path) -> int:
+    """Write the model of a stopped node, as safetensors; its bytes. `folder`: the data folder.
+
+    Raises FileNotFoundError when there is no checkpoint that is sound, ValueError, OSError when `out` can't be written.
+    """
+    for one in noted_in(folder / FOLDER, []):
+        path = file_of(folder / FOLDER, one.number)
+        if _damage(path, one) is None:
+            told = {"sequence": one.sequence, "age": one.age, "steps": one.steps, "schema": one.schema}
+            return extract(path, "model.", out, {name: str(value) for name, value in told.items()})
+    shutil.copyfile(folder / MODEL_FILE, out)
+    return out.stat().st_size
 
 
 def _values(one: Checkpoint) -> tuple[int, bytes, int, int, int, int, str, float, bytes]:

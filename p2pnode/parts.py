@@ -26,14 +26,16 @@ from p2pnode.entry import enter, keep
 from p2pnode.errors import ConfigError
 from p2pnode.jobs import Jobs, threads_of
 from p2pnode.journal import Journal
+from p2pnode.keeper import Keeper
 from p2pnode.listening import TransportFactory, start_transport
 from p2pnode.metering import Metering
 from p2pnode.records import Records
+from p2pnode.recovery import recover, verified
 from p2pnode.scalar_jobs import ScalarJobs
 from p2pnode.sizes import format_size
 from p2pnode.sources import sources_of
 from p2pnode.state_db import STATE_FILE
-from p2pnode.store import MODEL_FILE, Store
+from p2pnode.store import Store
 from p2pnode.trainer import Ready, Trainer, TrainerError, TrainerSettings
 from p2pnode.transport import Transport
 from p2pnode.uploads import Uploads
@@ -42,6 +44,7 @@ from protocols.entries import Restored
 from protocols.events import Event
 from protocols.gossip import GossipSettings
 from protocols.identity import Identity, peer_text
+from protocols.memory import Memory
 from protocols.settings import ScalarSettings, swarm_digest
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,7 @@ class Parts:
     metering: Metering
     uploads: Uploads
     jobs: Jobs
+    keeper: Keeper
     discovery: Discovery
     core: Core
     journal: Journal | None  # without a ledger there is none
@@ -96,8 +100,8 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
     identity = Identity(store.seed)
     access = _access(config, records, identity, given, hooks)
     config = replace(config, swarm=access.swarm)
-    blobs = Blobs(config.data_dir / "blobs", config.bounds.fetch_bytes_max)
-    _empty(blobs)
+    blobs = Blobs(config.data_dir / "blobs", config.bounds.fetch_bytes_max + config.bounds.carry_bytes_max)
+    memory = await _recover(store, blobs, config)
     stack.callback(_empty_quietly, blobs)
     trainer = factories.trainer(_trainer_settings(config, task, store), blobs.folder)
     stack.push_async_callback(trainer.stop)
@@ -107,6 +111,7 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
         metering = Metering(config.budget_bytes, records, transport, hooks.feed)
         stack.push_async_callback(metering.save)
         stack.push_async_callback(transport.stop)
+        memory = await asyncio.to_thread(verified, store, blobs, memory)  # while the training process starts
         ready = await starting
     except TrainerError as error:
         raise _no_start(error) from None
@@ -119,15 +124,17 @@ async def assemble(config: Config, task: str, factories: Factories, given: Given
     restored = await records.ledger(swarm_digest(config.swarm) + ready.schema_digest) if config.with_scalars else None
     sources = sources_of(config, given, records, transport, identity.peer, access.rendezvous)
     discovery = Discovery(sources, hooks.found, hooks.lonely, rng)
-    core = _core(config, identity, store, ready, transport, rng, restored)
+    core = _core(config, identity, store, ready, transport, rng, restored, memory)
     journal = Journal(records, store.ledger, hooks.feed) if restored else None
     gradients = ScalarJobs(trainer, blobs, hooks.feed, restored.snapshot if restored else None, core.entries)
-    model = config.data_dir / MODEL_FILE
-    jobs = Jobs(config, trainer, ready.batch_size, blobs, model, hooks.feed, hooks.look, hooks.evaluated, gradients)
+    carried = frozenset(one.signed.offer.digest for one in memory.carried)
+    keeper = Keeper(records, blobs, ready.schema_digest.hex(), hooks.look, lambda: core.memory(time.monotonic()), carried)
+    jobs = Jobs(config, trainer, ready.batch_size, blobs, keeper, hooks.feed, hooks.look, hooks.evaluated, gradients)
     uploads = Uploads(blobs, transport, config.rates.upload)
     return Parts(
-        config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, discovery, core, journal
-    )
+        config, identity, access, records, blobs, trainer, ready, transport, metering, uploads, jobs, keeper, discovery, core,
+        journal,
+    )  # fmt: skip
 
 
 def _no_start(error: TrainerError) -> ConfigError:
@@ -180,16 +187,16 @@ def _warn_if_slow(config: Config, size: int) -> None:
             )  # fmt: skip
 
 
-def _empty(blobs: Blobs) -> None:
+async def _recover(store: Store, blobs: Blobs, config: Config) -> Memory:
     try:
-        blobs.clear()
+        return await asyncio.to_thread(recover, store, blobs, config.bounds)
     except OSError as error:
         raise ConfigError(f"{blobs.folder} can't be used ({error.strerror}); remove it or choose another --data-dir") from None
 
 
 def _empty_quietly(blobs: Blobs) -> None:
     with suppress(OSError):  # the next start tries again
-        blobs.clear()
+        blobs.clear(keep=blobs.halves)
 
 
 def init_seed(swarm: str) -> int:
@@ -210,7 +217,7 @@ def _trainer_settings(config: Config, task: str, store: Store) -> TrainerSetting
         threads=threads_of(config),
         measure_alone=config.measure_alone,
         merge_tolerance=config.merge_tolerance,
-        resume=store.saved.path if store.saved and config.with_models else None,
+        resume=store.saved.path if store.saved else None,
         protocol=config.protocol,
         swarm=swarm_digest(config.swarm),
         author=Identity(store.seed).peer,
@@ -225,6 +232,7 @@ def _core(
     transport: Transport,
     rng: random.Random,
     ledger: Restored | None,
+    memory: Memory,
 ) -> Core:
     saved = store.saved
     sequence = max(store.record.sequence, saved.sequence if saved else 0)
@@ -238,7 +246,7 @@ def _core(
         config.swarm, ready.schema_digest, ready.samples, config.bounds, gossip, models=config.with_models, scalars=scalars
     )
     try:
-        return Core(identity, settings, model, rng, time.monotonic(), transport.addresses, store.peers(), ledger)
+        return Core(identity, settings, model, rng, time.monotonic(), transport.addresses, store.peers(), ledger, memory)
     except ValueError as error:
         raise ConfigError(
             f"the ledger in {store.folder / STATE_FILE} contradicts itself ({error}); move that file away, and peers will tell "

@@ -124,6 +124,8 @@ def live_status(parts: Parts) -> dict[str, Any]:
         "faults": seen.faults,
         "trainer": {"state": parts.jobs.state, "restarts": parts.trainer.restarts, "pid": parts.trainer.pid},
         "store": {"state": parts.records.state, "model": parts.jobs.saved},
+        "checkpoint": parts.keeper.status(),
+        "outbox": {"models": parts.keeper.carried},
         "discovery": [*parts.discovery.status(now), _told_by_peers(seen)],
         "nat": parts.transport.nat_status() or None,
     }

@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from p2pnode.access import Ban, Change, Known
-from p2pnode.checkpoints import Checkpoint, Checkpoints
+from p2pnode.checkpoints import MODEL_FILE, Checkpoint, Checkpoints
 from p2pnode.errors import ConfigError
 from p2pnode.folder import Lock, load_seed, prepare_folder
 from p2pnode.ledger_store import LedgerStore
@@ -29,7 +29,6 @@ from p2pnode.transport import CIRCUIT
 from protocols.identity import Identity, PeerId
 from protocols.messages import Contact
 
-MODEL_FILE = "model.safetensors"  # of versions before checkpoints: taken over once
 LISTED_MAX = 1024  # members, the allowed, the banned: a thousand each; the oldest go first
 PEERS_MAX = 256  # remembered between runs: as many as a core's table of contacts
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from p2pnode.blobs import Blobs
-from p2pnode.checkpoints import Checkpoint
+from p2pnode.checkpoints import MODEL_FILE, Checkpoint
 from p2pnode.recovery import recover, verified
 from p2pnode.state_db import STATE_FILE
-from p2pnode.store import MODEL_FILE, Record, Store
+from p2pnode.store import Record, Store
 from protocols.identity import Identity
 from protocols.limits import LAPTOP
 from protocols.memory import Carried, Memory, Partial, packed

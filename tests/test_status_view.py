@@ -43,14 +43,19 @@ def test_status_stays_within_a_screen(peers: int) -> None:
     fetches = [{"chunks": 3, "chunks_total": 10, "sources": ["a"], "parked": False},
                {"chunks": 1, "chunks_total": 10, "sources": [], "parked": True}]  # fmt: skip
     sources = [FAILS, WORKS, NEVER_TRIED, WORKS, WORKS]
-    lines = status_view.screen(document(peers, nat=nat, budget=budget, fetches=fetches, discovery=sources))
+    last = {"number": 12, "age_s": 7.0, "bytes": 1_234_567, "seconds": 0.04, "share": 0.002, "steps": 900}
+    lines = status_view.screen(
+        document(peers, nat=nat, budget=budget, fetches=fetches, discovery=sources, checkpoint=last, outbox={"models": 3})
+    )
     assert len(lines) <= status_view.SCREEN_LINES
     assert max(map(len, lines)) <= 130
     text = "\n".join(lines)
     assert text.count("  …") + int(found[1] if (found := re.search(r"and (\d+) more", text)) else 0) == peers, "all are counted"
-    assert "fetching  2 models, 4 of 20 pieces, from 1 peers, 1 waiting" in text
+    assert re.search(r"fetching +2 models, 4 of 20 pieces, from 1 peers, 1 waiting", text)
     assert "behind a router or firewall, seen as 192.0.2.7:1, 192.0.2.8:2, reached by 2 relays" in text
     assert "budget 5.0 MB of 20.0 MB today" in text
+    said = "number 12, 7 s old, 1.2 MB; took 0.04 s, all of them 0.2 % of the time; 3 models carried for others"
+    assert re.search(rf"checkpoint +{re.escape(said)}", text), text
 
 
 def test_a_metered_line_says_what_it_is_held_to_and_when_it_goes_on() -> None:

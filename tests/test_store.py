@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from p2pnode.blobs import Blobs
+from p2pnode.checkpoints import MODEL_FILE
 from p2pnode.errors import ConfigError
 from p2pnode.folder import KEY_FILE, LOCK_FILE
 from p2pnode.numbers import JUMP, RESERVED_FILE
 from p2pnode.state_db import STATE_FILE
-from p2pnode.store import MODEL_FILE, PEERS_MAX, Record, Store
+from p2pnode.store import PEERS_MAX, Record, Store
 from protocols.identity import Identity, PeerId
 from protocols.limits import LAPTOP
 from protocols.merkle import CHUNK_BYTES, Digest, Tree, chunk_count, leaves

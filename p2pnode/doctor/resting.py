@@ -10,6 +10,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+from p2pnode.checkpoints import FOLDER, MODEL_FILE, noted_in
 from protocols.identity import PeerId, peer_text
 
 REMEMBERED_MAX = 4  # peers of earlier runs that are walked to when nobody was named
@@ -23,7 +24,9 @@ def remembered(folder: Path) -> tuple[str, ...]:
     found = []
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            rows = db.execute("SELECT peer, addresses FROM peers ORDER BY seen DESC, peer LIMIT ?", (REMEMBERED_MAX,)).fetchall()
+            columns = {column for _, column, *_ in db.execute("PRAGMA table_info(peers)").fetchall()}
+            order = "reached DESC, seen DESC, peer" if "reached" in columns else "seen DESC, peer"  # or of an older version
+            rows = db.execute(f"SELECT peer, addresses FROM peers ORDER BY {order} LIMIT ?", (REMEMBERED_MAX,)).fetchall()  # noqa: S608
         for peer, addresses in rows:
             name = f"/p2p/{peer_text(PeerId(peer))}"
             found += [address if address.endswith(name) else address + name for address in json.loads(addresses)[:1]]
@@ -37,7 +40,9 @@ def saved_schema(folder: Path) -> bytes | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        if noted := noted_in(folder / FOLDER, []):
+            return bytes.fromhex(noted[0].schema)
+        with safe_open(folder / MODEL_FILE, framework="numpy") as file:
             return bytes.fromhex((file.metadata() or {})["schema"])
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
