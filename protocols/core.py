@@ -134,8 +134,7 @@ class Core:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take note of `event` at `now` (seconds, never going back) and say what to do."""
         turn = Turn(now)
-        if isinstance(event, Tick):
-            self._members.liveness.ticked(now - self._deadline, now)
+        self._members.liveness.ticked(now - self._deadline, now)
         while self._left_over:
             turn.add(Discard(self._left_over.pop()))
         self._dispatch(event, turn)

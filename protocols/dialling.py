@@ -34,6 +34,7 @@ class _Wait:
     failures: int
     until: float
     alone: float  # until when, while nobody else is left
+    refused: bool = False  # it has no use for us, nor we for it
 
 
 class Dialler:
@@ -55,6 +56,11 @@ class Dialler:
     def free(self) -> int:
         """Dials that may be started at once."""
         return self._limits.dials_max - len(self._in_flight)
+
+    def hopeless(self, target: PeerId, now: float) -> bool:
+        """Whether to dial `target` is of no use, however patient we are: a dial is under way, or it has refused us lately."""
+        wait = self._waits.get(target)
+        return target in self._in_flight or (wait is not None and wait.refused and now < wait.until)
 
     def failures(self, target: PeerId) -> int:
         """How often `target` has failed in a row."""
@@ -99,7 +105,7 @@ class Dialler:
         """`target` is of no use to us (another swarm or schema): leave it alone for long."""
         self._in_flight.pop(target, None)
         until = now + self._limits.refused_s
-        self._wait(target, _Wait(1, until, until))
+        self._wait(target, _Wait(1, until, until, refused=True))
 
     def _wait(self, target: PeerId, wait: _Wait) -> None:
         self._waits[target] = wait

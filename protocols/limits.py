@@ -34,8 +34,14 @@ class Limits:
     swap_s: float = 30.0  # a full view gives one place to a random contact this often, lest cliques close (guess)
     shuffle_gap_s: float = 2.5  # a peer's next shuffle is not looked at sooner: one of 6 bytes may ask for 8 KiB (guess)
     probe_s: float = 5.0  # a link silent for so long is asked for a sign of life (memberlist LAN: 1 s, WAN: 5 s)
-    probe_timeout_s: float = 5.0  # and has so long to give it, times our own health score (memberlist WAN: 3 s)
-    probe_retries_max: int = 2  # unanswered probes in a row until a peer counts as dead (guess)
+    # How long it has to give it, times our own health score, follows from its earlier answers: 5 s until there are some
+    # (memberlist WAN: 3 s), at least a second (RFC 6298 §2.4), at most what a training machine may stall (test_probing.py).
+    probe_timeout_s: float = 5.0
+    probe_timeout_s_min: float = 1.0
+    probe_timeout_s_max: float = 20.0
+    probe_retries_max: int = 2  # unanswered probes in a row until a peer is suspected (guess)
+    suspect_s: float = 10.0  # and so long it then has to refute, times our health score, until it counts as dead
+    measure_s: float = 1.0  # a new link whose round trip isn't known is pinged after so long, silent or not (guess)
     health_score_max: int = 8  # Lifeguard §IV: awareness multiplier's upper bound S
     late_tick_s: float = 1.0  # a timer this late says that we are slow, not our peers (guess)
     hello_s_max: float = 10.0  # a link that hasn't said who it is by then is closed (libp2p DoS guide: one deadline per phase)
@@ -47,6 +53,9 @@ class Limits:
     redial_s_max: float = 60.0  # a contact is tried at least this often
     redial_alone_s_max: float = 5.0  # and this often while nobody else is left: being alone is what a node is not for
     refused_s: float = 300.0  # a peer of another swarm or schema isn't dialled again for so long
+    lost_max: int = 32  # former active peers that nobody reaches, kept apart: after a partition they are the way back
+    lost_s_max: float = 604_800.0  # and forgotten after a week, as authors are (`gone_s_max`)
+    reach_s: float = 10.0  # one of them, or a seed, is dialled so often though nobody is missing: a shuffle interval
     contacts_known_max: int = 256  # remembered backoffs, refusals: a table that strangers can grow
 
     # scoring

@@ -57,10 +57,11 @@ class Link:
     budget: Budget  # control frames that may arrive; chunks and wants have bounds of their own
     state: State = State.GREETING
     addresses: tuple[str, ...] = ()
-    probe: int | None = None  # token of the ping that waits for an answer
-    probe_sent: float = 0.0
+    pings: dict[int, float] = field(default_factory=dict)  # tokens that a pong may bring back, and when they were sent; few
+    probe_sent: float | None = None  # when the last ping was sent, while no sign of life has followed
     probes_lost: int = 0
-    round_trip_s: float | None = None
+    slept_s: float = 0.0  # how long we slept while that ping was on its way
+    round_trip_s: float | None = None  # smoothed; None until a pong has come on this link
     shuffles_asked: int = 0  # of ours that wait for their answers
     shuffled: float = float("-inf")  # when we last took one of theirs
     neighbour_asked: bool = False

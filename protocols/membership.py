@@ -1,15 +1,17 @@
 """Whom we know and whom we talk to.
 
-Owns the *active view* (a few peers with a link each way, the only ones we gossip with) and the *passive view* (contacts kept for
-when an active peer dies). It never learns who "everybody" is and never needs to: knowing one member is enough.
+Owns the *active view* (a few peers with a link each way, the only ones we gossip with) and the *passive view* (contacts kept
+for when an active peer dies). It never learns who "everybody" is and never needs to: knowing one member is enough.
 
-The algorithm is HyParView (Leitão, Pereira, Rodrigues 2007): a newcomer is introduced by random walks (ForwardJoin), views stay
-symmetric (Neighbour / NeighbourReply), passive views are mixed by shuffles. Five changes: shuffles go to a direct neighbour,
-not along a walk, since a walk would need a link of its own for the answer (mixing then takes a few more rounds); peers are
-probed actively (`liveness`), since a frozen peer's link stays up; seeds (bootstraps) are asked again, for ever, whenever
-nobody else is left; whoever must be let in never takes the place of one of the oldest active peers, or five strangers in
-urgent need could surround a node at once; and full views give a place to a random contact now and then, or a crowd that joins
-at once would stay in closed circles (`tests/test_simulations.py`).
+The algorithm is HyParView (Leitão, Pereira, Rodrigues 2007): a newcomer is introduced by random walks (ForwardJoin), views
+stay symmetric (Neighbour / NeighbourReply), passive views are mixed by shuffles. Changes: shuffles go to a direct neighbour,
+not along a walk, since a walk would need a link of its own for the answer, and each new neighbour is sent one at once, lest a
+node know nobody else when those it was told of die; peers are probed actively (`liveness`), since a frozen peer's link stays
+up, and the places of those suspected are open to others; seeds (bootstraps) are asked again, for ever, whenever nobody else is
+left; whoever must be let in never takes the place of one of the oldest active peers, or five strangers in urgent need could
+surround a node at once; full views give a place to a random contact now and then, or a crowd that joins at once would stay in
+closed circles (`tests/test_simulations.py`); and full views reach out for those they lost, one each `reach_s`, or the halves
+of a swarm, both content, would never look for each other again (`tests/test_partitions.py`).
 
 With `fixed` neighbours (a given topology, for experiments) the active view is exactly those of them who are up.
 """
@@ -18,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from protocols.dialling import Dialler, contact_of
+from protocols.contacts import Contacts
+from protocols.dialling import Dialler
 from protocols.effects import Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.identity import PeerId, peer_text
@@ -52,32 +55,30 @@ class Membership:
         self._barred = barred
         self._me, self._limits, self._randomness, self._links = me, limits, randomness, links
         self.dialler = Dialler(limits, randomness)
-        self.liveness = Liveness(limits, randomness)
         self.addresses: tuple[str, ...] = ()
         self.active: dict[PeerId, Link] = {}
-        self.passive: dict[PeerId, Contact] = {}
+        self.liveness = Liveness(limits, randomness, self.active)
+        self.contacts = Contacts(me, limits, randomness, self.dialler, self.active, barred)
+        self.contacts.remembered(contacts, now)
         self._fixed = None if fixed is None else {c.peer: c for c in fixed if c.peer != me}
-        self._seeds: dict[PeerId, Contact] = {}
         self._walks = Budget(limits.walks_per_s_max, limits.walks_burst_max, limits.walks_burst_max, now)
-        for contact in contacts:
-            self._keep(contact)
+        never = float("inf")
         self._next_shuffle = now + limits.shuffle_s * randomness.uniform(0.2, 1.0)
-        self._next_swap = float("inf") if fixed is not None else now + limits.swap_s * randomness.uniform(0.2, 1.0)
-        self._swap: PeerId | None = None  # whom we dialled though our view is full
+        self._next_swap = never if fixed is not None else now + limits.swap_s * randomness.uniform(0.2, 1.0)
+        self._next_reach = never if fixed is not None else now + limits.reach_s * randomness.uniform(0.2, 1.0)
+        self._pressing: dict[PeerId, None] = {}  # whom we dial though our view is full
+
+    @property
+    def passive(self) -> dict[PeerId, Contact]:
+        """Contacts worth a dial."""
+        return self.contacts.passive
 
     # --- what the core tells ------------------------------------------------------------------------------------------
 
     def join(self, addresses: Sequence[str]) -> None:
         """Addresses of possible members, from a person or from discovery. Those that name a peer are kept as seeds."""
         for address in addresses:
-            contact = contact_of(address)
-            if contact is None or contact.peer == self._me:
-                continue
-            if (known := self._seeds.pop(contact.peer, None)) is not None:
-                contact = self._merged(contact, known)
-            elif len(self._seeds) >= self._limits.contacts_known_max:
-                del self._seeds[next(iter(self._seeds))]  # named longest ago; discovery names again those that it still finds
-            self._seeds[contact.peer] = contact
+            self.contacts.named(address)
 
     def moved(self, addresses: tuple[str, ...], turn: Turn) -> None:
         """We are dialled elsewhere now: active peers learn it with a shuffle, others from them."""
@@ -86,7 +87,7 @@ class Membership:
         self.addresses = addresses
         if addresses and self._fixed is None:
             for link in self.active.values():
-                self._point_elsewhere(link, turn)
+                self._tell(link, turn)
 
     def welcome(self, link: Link) -> bool:
         """Whether there is room for a new link. The last places are for links we dial: strangers must not shut us in."""
@@ -98,12 +99,14 @@ class Membership:
     def turned_away(self, link: Link, now: float) -> None:
         """We don't want this link, or it came to nothing. When we dialled it, that was a failure like another."""
         self.dialler.answered(link.peer)
+        self._pressing.pop(link.peer, None)
         if link.dialled:
             self.dialler.failed(link.peer, now)
 
     def opened(self, link: Link, turn: Turn) -> None:
         """Both sides of `link` have said hello and belong together."""
         peer = link.peer
+        found = self.contacts.answered(peer)
         if self._fixed is not None:
             if peer in self._fixed:
                 self._activate(link, turn)
@@ -111,7 +114,8 @@ class Membership:
                 self._close(link, Goodbye.VIEW_FULL, "this node has a fixed set of neighbours", turn)
         elif link.dialled:
             link.neighbour_asked = True
-            urgent = len(self.active) < self._limits.active_view_min or peer == self._swap
+            urgent = found or self._useful < self._limits.active_view_min or peer in self._pressing
+            self._pressing.pop(peer, None)
             turn.send(peer, Neighbour(urgent, newcomer=not self.active and not self.passive))
 
     def closed(self, link: Link, turn: Turn) -> None:
@@ -121,7 +125,7 @@ class Membership:
             return
         if peer in self.active:
             self.parting(link, "link lost", turn)
-            self._keep(link.contact)
+            self.contacts.out_of_reach(link.contact, turn.now)
         if link.dialled or peer in self.passive:
             self.dialler.failed(peer, turn.now)  # it just died or didn't want us: others first
 
@@ -133,14 +137,16 @@ class Membership:
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
         """`peer` didn't answer. The contact is kept: after a partition it may be the only way back (not so HyParView)."""
+        self._pressing.pop(peer, None)
         if peer in self._links:
             self.dialler.answered(peer)  # they were faster than we: there is a link
         else:
+            self.contacts.unanswered(peer)
             self.dialler.failed(peer, now)
 
     def give_up(self, peer: PeerId, now: float, *, refused: bool) -> None:
         """`peer` is of no use to us: not in our swarm (`refused`) or graylisted."""
-        self.passive.pop(peer, None)
+        self.contacts.forget(peer)
         if refused:
             self.dialler.refused(peer, now)
         else:
@@ -148,7 +154,7 @@ class Membership:
 
     def shut_out(self, peer: PeerId) -> None:
         """`peer` has been barred: forget where it lives. Its link is the core's to close."""
-        self.passive.pop(peer, None)
+        self.contacts.forget(peer)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -156,11 +162,11 @@ class Membership:
         """A peer asks to be in our active view."""
         accepted = link.peer in self.active
         if not accepted and self._fixed is None:
-            accepted = ask.urgent or ask.newcomer or len(self.active) < self._limits.active_view_max
+            accepted = ask.urgent or ask.newcomer or self._vacant() > 0
             if accepted:
                 self._activate(link, turn)
             else:
-                self._point_elsewhere(link, turn)
+                self._tell(link, turn)
         turn.send(link.peer, NeighbourReply(accepted))
         if accepted and ask.newcomer and not link.introduced:
             link.introduced = True
@@ -177,7 +183,7 @@ class Membership:
             if link.peer not in self.active:
                 self._activate(link, turn)
         elif link.peer not in self.active:
-            self._keep(link.contact)
+            self.contacts.keep(link.contact, turn.now)
             self.dialler.failed(link.peer, turn.now)
             self._close(link, Goodbye.IDLE, "no room on your side", turn)
 
@@ -189,7 +195,7 @@ class Membership:
         hops = min(walk.hops, self._limits.walk_hops_active)
         onward = [p for p in self.active if p not in (link.peer, newcomer.peer)]
         if hops == self._limits.walk_hops_passive or not onward or hops == 0:
-            self._hear_of(newcomer)
+            self.contacts.hear_of(newcomer, turn.now)
         if hops == 0 or not onward or len(self.active) < self._limits.active_view_min:
             self._seek(newcomer, turn)
         if hops > 0 and onward and self._walks.take(turn.now):
@@ -205,12 +211,12 @@ class Membership:
             return
         else:
             link.shuffled = turn.now
-            turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=True))
+            turn.send(link.peer, Shuffle(self.contacts.some(link.peer, self.addresses), reply=True))
         if self._fixed is None:
             for contact in shuffle.contacts:
                 if contact.peer == link.peer:
                     link.addresses = contact.addresses  # it has moved since its hello
-                self._hear_of(contact)
+                self.contacts.hear_of(contact, turn.now)
 
     def on_bye(self, link: Link, bye: Bye, turn: Turn) -> None:
         """A peer closes its link to us, with a reason."""
@@ -219,10 +225,10 @@ class Membership:
             case Goodbye.OTHER_SWARM | Goodbye.OTHER_SCHEMA | Goodbye.OTHER_VERSION:
                 self.give_up(link.peer, turn.now, refused=True)
             case Goodbye.LEAVING:
-                self.passive.pop(link.peer, None)
+                self.contacts.forget(link.peer)
                 self.dialler.failed(link.peer, turn.now)
             case _:
-                self._keep(link.contact)
+                self.contacts.keep(link.contact, turn.now)
                 self.dialler.failed(link.peer, turn.now)
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -239,35 +245,58 @@ class Membership:
         if turn.now >= self._next_swap:
             self._next_swap = turn.now + self._limits.swap_s * self._randomness.uniform(0.8, 1.2)
             self._swap_one(turn)
+        if turn.now >= self._next_reach:
+            self._next_reach = turn.now + self._limits.reach_s * self._randomness.uniform(0.8, 1.2)
+            self._reach(turn)
         self._fill(turn)
 
     @property
     def deadline(self) -> float:
         """When `tick` has something to do at the earliest."""
         times = [self.liveness.due(link) for link in self.active.values()]
-        times += [self._next_shuffle, self._next_swap]
+        times += [self._next_shuffle, self._next_swap, self._next_reach]
         if self._room() > 0:
-            times.extend(self.dialler.next_at(target, alone=not self.active) for target in self._wanted())
+            times.extend(self.dialler.next_at(target, alone=not self._useful) for target in self._wanted())
         return min(times)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    @property
+    def _useful(self) -> int:
+        """Active peers that aren't suspected."""
+        return sum(1 for link in self.active.values() if not self.liveness.suspected(link))
+
+    def _vacant(self) -> int:
+        """Places of the active view that are free, those of the suspected included once too few others are left."""
+        useful = self._useful
+        return self._limits.active_view_max - (useful if useful < self._limits.active_view_min else len(self.active))
+
     def _activate(self, link: Link, turn: Turn) -> None:
         if len(self.active) >= self._limits.active_view_max and self._fixed is None:
-            young = list(self.active)[self._limits.active_view_min :] or list(self.active)[-1:]
-            loser = self.active[self._randomness.choice(young)]
-            self._drop(loser, "made room", Goodbye.VIEW_FULL, turn)
+            self._drop(self._loser(), "made room", Goodbye.VIEW_FULL, turn)
         self.active[link.peer] = link
-        self.passive.pop(link.peer, None)
+        self.contacts.activated(link.peer)
         self.dialler.succeeded(link.peer)
         turn.report(Kind.JOINED, link.peer, "active peer")
+        if link.dialled and self._fixed is None and len(self.passive) < self._limits.passive_view_max // 2:
+            self._tell(link, turn)
+
+    def _loser(self) -> Link:
+        """Who makes room: somebody who is suspected, or else one of the youngest."""
+        suspected = [link for link in self.active.values() if self.liveness.suspected(link)]
+        young = list(self.active.values())[self._limits.active_view_min :] or list(self.active.values())[-1:]
+        return self._randomness.choice(suspected or young)
 
     def _drop(self, link: Link, why: str, reason: Goodbye, turn: Turn) -> None:
         """Close a link of the active view, and look for another peer first."""
+        suspected = self.liveness.suspected(link)
         if reason is Goodbye.VIEW_FULL:
-            self._point_elsewhere(link, turn)
+            self._tell(link, turn)
         self._close(link, reason, why, turn)
-        self._keep(link.contact)
+        if suspected:
+            self.contacts.out_of_reach(link.contact, turn.now)
+        else:
+            self.contacts.keep(link.contact, turn.now)
         self.dialler.failed(link.peer, turn.now)
 
     def _close(self, link: Link, reason: Goodbye, why: str, turn: Turn) -> None:
@@ -275,39 +304,13 @@ class Membership:
         turn.send(link.peer, Bye(reason, why))
         turn.add(Hangup(link.peer, why))
 
-    def _keep(self, contact: Contact) -> None:
-        """Put a contact into the passive view; whoever failed us most often makes room, else a random one."""
-        if contact.peer == self._me or contact.peer in self.active or contact.peer in self._barred or not contact.addresses:
-            return
-        self.passive.pop(contact.peer, None)
-        if len(self.passive) >= self._limits.passive_view_max:
-            worst = max(self.dialler.failures(p) for p in self.passive)
-            del self.passive[self._randomness.choice([p for p in self.passive if self.dialler.failures(p) == worst])]
-        self.passive[contact.peer] = contact
-
-    def _hear_of(self, contact: Contact) -> None:
-        """Keep what another says of a peer, unless we know an address that hasn't failed: hearsay must not replace it."""
-        if contact.peer not in self.passive or self.dialler.failures(contact.peer):
-            self._keep(contact)
-
-    def _some_contacts(self, to: PeerId) -> tuple[Contact, ...]:
-        """Ourselves, some of our active and some of our passive view."""
-        active = [link.contact for peer, link in self.active.items() if peer != to and link.addresses]
-        passive = [c for peer, c in self.passive.items() if peer != to and not self.dialler.failures(peer)]
-        mine = [Contact(self._me, self.addresses)] if self.addresses else []
-        some = self._randomness.sample(active, min(len(active), self._limits.shuffle_active_max))
-        more = self._randomness.sample(passive, min(len(passive), self._limits.shuffle_passive_max))
-        return tuple(mine + some + more)
-
     def _shuffle(self, turn: Turn) -> None:
         if self.active and self._fixed is None:
-            link = self.active[self._randomness.choice(list(self.active))]
-            link.shuffles_asked += 1
-            turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
+            self._tell(self.active[self._randomness.choice(list(self.active))], turn)
 
-    def _point_elsewhere(self, link: Link, turn: Turn) -> None:
-        """We have no place for this peer, and perhaps it knows only us, or we have moved: tell it of others and of us."""
-        turn.send(link.peer, Shuffle(self._some_contacts(link.peer), reply=False))
+    def _tell(self, link: Link, turn: Turn) -> None:
+        """Contacts for contacts: now and then, when it is new, when we have no place for it, or when we have moved."""
+        turn.send(link.peer, Shuffle(self.contacts.some(link.peer, self.addresses), reply=False))
         link.shuffles_asked += 1
 
     def _swap_one(self, turn: Turn) -> None:
@@ -321,19 +324,30 @@ class Membership:
         strangers = [p for p in self.passive if p not in self._links and not self.dialler.failures(p)]
         ready = [p for p in strangers if self.dialler.ready(p, turn.now, alone=False)]
         if ready:
-            self._swap = self._randomness.choice(ready)
-            self.dialler.dial(self.passive[self._swap], turn)
+            self._press(self._randomness.choice(ready), turn)
+
+    def _reach(self, turn: Turn) -> None:
+        """Dial one of those we lost, though nobody is missing here: the other side of a partition thinks the same."""
+        if self._pressing or self.dialler.free <= 0 or self._useful < self._limits.active_view_min:
+            return  # who is in need dials them anyway
+        peer = self.contacts.next_out_of_reach(self._links, turn.now)
+        if peer is not None:
+            self._press(peer, turn)
+
+    def _press(self, peer: PeerId, turn: Turn) -> None:
+        self._pressing[peer] = None
+        self.dialler.dial(self.contacts.dialled(peer), turn)
 
     def _wanted(self) -> list[PeerId]:
         """Whom we'd like to dial, were it time: in a fixed topology the missing neighbours, else contacts for empty places."""
         if self._fixed is not None:
             return [p for p in self._fixed if p not in self._links and self._me < p and p not in self._barred]
-        if len(self.active) >= self._limits.active_view_max:
+        if self._vacant() <= 0:
             return []
-        wanted = [p for p in self.passive if p not in self._links]
-        if len(self.active) < self._limits.active_view_min:
-            wanted.extend(p for p in self._seeds if not (p in self.passive or p in self._links or p in self._barred))
-        return wanted
+        wanted = [*self.passive, *(p for p in self.contacts.lost if p not in self.passive)]
+        if self._useful < self._limits.active_view_min:
+            wanted.extend(p for p in self.contacts.seeds if p not in self.passive and p not in self.contacts.lost)
+        return [p for p in wanted if p not in self._links and p not in self._barred]
 
     def _room(self) -> int:
         """How many more dials may be started now."""
@@ -341,35 +355,21 @@ class Membership:
         if self._fixed is not None:
             return free
         asked = sum(1 for link in self._links.values() if link.neighbour_asked or (link.dialled and link.state is State.GREETING))
-        return min(free, self._limits.active_view_max - len(self.active) - asked - self.dialler.in_flight)
+        return min(free, self._vacant() - asked - self.dialler.in_flight)
 
     def _fill(self, turn: Turn) -> None:
         """Dial for the empty places of the active view."""
-        wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now, alone=not self.active)]
+        wanted = [target for target in self._wanted() if self.dialler.ready(target, turn.now, alone=not self._useful)]
         self._randomness.shuffle(wanted)
         for target in wanted[: max(0, self._room())]:
-            self.dialler.dial(self._contact(target), turn)
-
-    def _contact(self, target: PeerId) -> Contact:
-        if self._fixed is not None:
-            return self._fixed[target]
-        told, named = self.passive.get(target), self._seeds.get(target)
-        if told is None or named is None:
-            found = told or named
-            assert found is not None, "only those we know are wanted"
-            return found
-        return self._merged(named, told) if self.dialler.failures(target) else self._merged(told, named)
-
-    def _merged(self, first: Contact, then: Contact) -> Contact:
-        """The addresses of both, those of `first` first."""
-        return Contact(first.peer, tuple(dict.fromkeys((*first.addresses, *then.addresses)))[: self._limits.addresses_max])
+            self.dialler.dial(self.contacts.dialled(target) if self._fixed is None else self._fixed[target], turn)
 
     def _seek(self, contact: Contact, turn: Turn) -> None:
         """Make a newcomer our neighbour, if we have room."""
-        if contact.peer in self._links or len(self.active) >= self._limits.active_view_max:
+        if contact.peer in self._links or self._vacant() <= 0:
             return
-        self._hear_of(contact)
-        if self.dialler.ready(contact.peer, turn.now, alone=not self.active) and contact.addresses:
+        self.contacts.hear_of(contact, turn.now)
+        if self.dialler.ready(contact.peer, turn.now, alone=not self._useful) and contact.addresses:
             self.dialler.dial(self.passive.get(contact.peer, contact), turn)
 
     def __repr__(self) -> str:

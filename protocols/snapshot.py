@@ -158,12 +158,11 @@ def snapshot_of(
     faults: dict[str, int],
 ) -> Snapshot:
     """What the parts of a core come to."""
-    known = [link.contact for link in members.active.values() if link.addresses]
     return Snapshot(
         peers=peers,
         active_count=len(members.active),
         passive_count=len(members.passive),
-        known=tuple(known + list(members.passive.values())),
+        known=members.contacts.known,
         phase=gossip.phase,
         digest=gossip.digest,
         age=gossip.age,

@@ -320,6 +320,6 @@ def test_a_flood_of_names_neither_fills_the_table_of_seeds_nor_keeps_new_ones_ou
     bench = Bench(limits=replace(LAPTOP, contacts_known_max=8, dials_max=1))
     bench.do(ev.Join(tuple(core_address(n) for n in range(1, 40))))
     bench.do(ev.Join((core_address(1), core_address(39))))
-    seeds = bench.core._members._seeds
+    seeds = bench.core._members.contacts.seeds
     assert len(seeds) == 8
     assert list(seeds)[-2:] == [core_identity(1).peer, core_identity(39).peer]
