@@ -90,5 +90,5 @@ def put_aside(folder: Path) -> list[str]:
 
 def left_over(folder: Path) -> list[str]:
     """What a clean end must not leave: half-written files, sockets, room kept for models."""
-    ends = (".tmp", ".sock", ".spare")
+    ends = (".tmp", ".sock", ".spare", ".rebuilt")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(ends))

@@ -66,11 +66,22 @@ class Swarm:
 
     def wrong(self) -> list[str]:
         """Lines in logs that no fault excuses."""
-        return [f"{one.name}: {line}" for one in self.all for line in one.said().splitlines() if _WRONG.search(line)]
+        return [f"{one.name}: {trouble}" for one in self.all for trouble in troubles(one.said())]
 
     def errors(self) -> list[str]:
         """Who counts exceptions that should not have been."""
         return [f"{one.name} counts {n} errors" for one in self.all if one.running and (n := one.status()["errors"])]
+
+
+def troubles(log: str) -> list[str]:
+    """Lines that no fault excuses; of a traceback its last line."""
+    lines, found = log.splitlines(), []
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback"):
+            found.append(next((last for last in lines[number + 1 :] if not last.startswith(" ")), line))
+        elif _WRONG.search(line):
+            found.append(line)
+    return found
 
 
 def learns_and_merges(one: Daemon, seconds: float) -> Status:

@@ -20,7 +20,7 @@ from tests.processes import descendants
 from tests.soak import disk
 from tests.soak.counts import Outcome, quantile
 from tests.soak.daemon import Daemon, SoakError, gone
-from tests.soak.swarm import Swarm
+from tests.soak.swarm import Swarm, troubles
 from tests.soak.watch import Change, Watch
 
 TERMS = "sigterm"
@@ -28,8 +28,8 @@ STOP_S_MAX = 5.0  # issue 5
 START_S_MAX = 60.0
 INSTANT_S_MAX = 10.0  # for a moment to come; without it the signal is sent all the same
 ORPHAN_S_MAX = 2.0
-FIRST_FILE = "lock"
-_WRONG = re.compile(r"Traceback|never awaited|Task exception|can't be saved|can't hand over")
+FIRST_FILE = "lock"  # each process writes its id into it
+_LOST = re.compile(r"no last checkpoint|can't be saved|can't hand over")
 
 
 def terms(swarm: Swarm, count: int, outcome: Outcome, seed: int = 0) -> Outcome:
@@ -65,7 +65,6 @@ class _Ended:
         for number in range(times):
             name, moment = self._moments[(number + self._rng.randrange(2)) % len(self._moments)]
             if number:
-                self._daemon.folder.joinpath(FIRST_FILE).unlink(missing_ok=True)  # so that the start is seen
                 with self._watch() as watch:
                     self._daemon.start()
                     self._come_to(moment, watch)
@@ -131,7 +130,8 @@ class _Ended:
         complaints += [f"{seconds:.1f} s"] if seconds > STOP_S_MAX else []
         complaints += [f"left {left}" for left in disk.left_over(daemon.folder)]
         complaints += [f"port {port} is still open"] if port in _listening() else []
-        complaints += [line for line in daemon.said(log_at).splitlines() if _WRONG.search(line)]
+        said = daemon.said(log_at)
+        complaints += troubles(said) + [line for line in said.splitlines() if _LOST.search(line)]
         complaints += _orphans(daemon.pid, below)
         text = f"{daemon.name} during {moment}: {'; '.join(complaints)}"
         self._outcome.tried(TERMS, text if complaints else "")
