@@ -82,11 +82,15 @@ def peer_id(folder: Path) -> str:
     return peer_text(Identity(load_seed(folder)).peer)
 
 
+class InUseError(ConfigError):
+    """Another process holds the data folder."""
+
+
 class Lock:
     """One holder per data folder, in this process or another; the kernel lets go when the process dies."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ConfigError when another node holds `folder`."""
+        """Raises InUseError when another node holds `folder`, ConfigError when it can't be used."""
         try:
             self._fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         except OSError as error:
@@ -96,7 +100,7 @@ class Lock:
         except OSError:
             holder = os.pread(self._fd, LOCK_BYTES_MAX, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
-            raise ConfigError(
+            raise InUseError(
                 f"the data folder {folder} is in use by process {holder}; stop it (`p2pnode stop`) or choose another --data-dir"
             ) from None
         with contextlib.suppress(OSError):  # only for people; a full disk must not keep a node from starting

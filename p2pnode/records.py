@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,9 @@ from typing import TypeVar
 
 from p2pnode.checkpoints import Checkpoint
 from p2pnode.entry import note_addresses
+from p2pnode.errors import ConfigError
+from p2pnode.folder import InUseError
+from p2pnode.state_db import STATE_FILE
 from p2pnode.store import Record, Store
 from protocols.entries import Restored
 from protocols.identity import PeerId
@@ -26,6 +30,7 @@ T = TypeVar("T")
 
 RETRY_S_MIN = 0.5  # a disk that was full; doubled each time
 RETRY_S_MAX = 30.0
+ROOM_BYTES_MIN = 1 << 20  # with less a disk counts as full: a database needs 64 KiB to be opened at all
 DISK_ERRORS = (OSError, sqlite3.Error)
 
 log = logging.getLogger(__name__)
@@ -41,14 +46,13 @@ class Records:
 
     @classmethod
     async def open(cls, folder: Path) -> Records:
-        """Raises ConfigError when the folder can't be used."""
+        """Waits while what an earlier run has left lies on a full disk. Raises ConfigError when the folder can't be used."""
         disk = ThreadPoolExecutor(1, thread_name_prefix="p2pnode-disk")
         try:
-            store = await asyncio.get_running_loop().run_in_executor(disk, Store, folder)
+            return cls(disk, await _opened(disk, folder))
         except BaseException:
             disk.shutdown(wait=False)
             raise
-        return cls(disk, store)
 
     async def ledger(self, scope: bytes) -> Restored:
         """What is kept of the ledger of `scope`. Raises ConfigError, sqlite3.Error."""
@@ -103,3 +107,26 @@ class Records:
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+
+async def _opened(disk: ThreadPoolExecutor, folder: Path) -> Store:
+    """The store of `folder`. A node that was here before and finds no room has something to lose: it waits for room."""
+    wait_s = RETRY_S_MIN
+    while True:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(disk, Store, folder)
+        except InUseError:
+            raise
+        except ConfigError as error:
+            if not (folder / STATE_FILE).exists() or room(folder) >= ROOM_BYTES_MIN:
+                raise
+            if wait_s == RETRY_S_MIN:
+                log.error("waiting for room on the disk: %s", error)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+
+def room(folder: Path) -> int:
+    """Bytes that may be written where `folder` is. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

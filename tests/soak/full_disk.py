@@ -11,17 +11,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.soak import disk
 from tests.soak.counts import Outcome, quantile
 from tests.soak.daemon import CHECKPOINT_EVERY, Daemon, Place, SoakError, Status
 from tests.soak.swarm import SETTINGS
+from tests.soak.watch import Watch
 
 FULL = "disk full (daemon)"
 SIZE = "16m"
 FILLER = "filler"
+WAITS = "waiting for room"  # in the log of a start on a full disk
 NOTICED_S_MAX = 60.0  # half a second, on a quiet machine
 AGAIN_S_MAX = 90.0  # what was full is tried again after half a minute at most
 MOUNT = 'mkdir -p "$1" && mount -t tmpfs -o size="$2",mode=700 tmpfs "$1" && echo ready && exec sleep 7200'
@@ -131,7 +133,7 @@ def _fill_and_free(daemon: Daemon, back: list[float]) -> str:
 
 
 def _start_on_a_full_one(daemon: Daemon) -> str:
-    """Stop, fill, start: it is the same node with its model, and goes on once there is room. What went wrong, or ''."""
+    """Stop, fill, start: it waits for room, and then is the same node with its model. What went wrong, or ''."""
     before = daemon.status()
     daemon.signal(signal.SIGTERM)
     room = daemon.folder.parent
@@ -139,19 +141,28 @@ def _start_on_a_full_one(daemon: Daemon) -> str:
         daemon.wait(30.0, "SIGTERM")
         kept = disk.kept(daemon.folder)
         fill(room)
+        log_at = daemon.log.stat().st_size
         try:
             daemon.start()
-            daemon.ready()
-            status = daemon.status()
+            _waits(daemon, log_at)
         finally:
             free(room)
+        daemon.ready()
+        status = daemon.status()
         if status["peer_id"] != before["peer_id"] or status["steps"] < kept.steps:
             return f"it started with {status['steps']} steps, and {kept.steps} were on its disk"
         daemon.until(content, "saying that all is kept again", AGAIN_S_MAX)
         daemon.until(lambda now: now["sequence"] > status["sequence"] + 2, "new sequence numbers")
     except (SoakError, ValueError) as error:
         return str(error)
-    finally:
-        with suppress(OSError):
-            free(room)
     return ""
+
+
+def _waits(daemon: Daemon, log_at: int) -> None:
+    """Until it says that it waits. Raises SoakError when it ends, or says nothing."""
+    with Watch([daemon.log.parent]) as watch:
+        end = time.monotonic() + NOTICED_S_MAX
+        while WAITS not in daemon.said(log_at):
+            if not daemon.running or time.monotonic() > end:
+                raise SoakError(f"on a full disk {daemon.name} doesn't wait for room:\n{daemon.tail()}")
+            watch.until(lambda change: change.name == daemon.log.name, 1.0)
