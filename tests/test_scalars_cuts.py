@@ -9,6 +9,7 @@ import pytest
 
 from protocols import effects as fx
 from protocols import events as ev
+from protocols.merkle import Digest
 from protocols.messages import Floor, Place
 from protocols.wire import encode
 from tests.core_harness import identity
@@ -163,3 +164,53 @@ def test_a_snapshot_that_cannot_be_used_is_not_asked_for_again() -> None:
     assert 1 <= swarm.counts["Adopt"] <= 6
     swarm.run(60)
     assert swarm.status(3).own_steps > 0, "it goes on rather than wait for ever"
+
+
+def test_a_disk_without_room_for_snapshots_keeps_nobody_from_learning() -> None:
+    """Neither one's own, nor one that is to be adopted: both are asked for again, now and then, until there is room."""
+    limits = replace(LIMITS, away_s_max=20.0, snapshot_again_s=15.0)
+    swarm = ScalarSwarm({i: scalar_core(i, limits=limits, run_entries=32, run_s=1.0) for i in range(4)})
+    swarm.join()
+    compact, adopt = swarm._compact, swarm._adopt
+    full, asked = {0}, [0] * 4
+
+    def compacting(number: int, cut: Any, tail: Any) -> None:
+        asked[number] += 1
+        if number in full:
+            swarm._job(number, 0.1, ev.Compacted(Digest(b""), 0, "no room"))
+        else:
+            compact(number, cut, tail)
+
+    def adopting(number: int, digest: Digest) -> None:
+        asked[number] += 1
+        if number in full:
+            swarm._job(number, 0.1, ev.Adopted((), "no room", again=True))
+        else:
+            adopt(number, digest)
+
+    swarm._compact, swarm._adopt = compacting, adopting  # type: ignore[method-assign]
+
+    swarm.run(10)
+    swarm.part((0, 1, 2), (3,))
+    full.add(3)
+    before, steps = asked[0], swarm.status(0).own_steps
+    swarm.run(90)
+    assert 3 <= asked[0] - before <= 7, "every 15 s"
+    assert swarm.status(0).own_steps > steps + 500, "and it measures meanwhile"
+    assert (swarm.status(0).cut_entries, swarm.status(1).cut_entries > 1000) == (0, True)
+    full.discard(0)
+    swarm.run(20)
+    assert swarm.status(0).cut_entries > 1000
+    swarm.heal()
+    steps = swarm.status(3).own_steps
+    swarm.run(40)
+    assert asked[3] >= 1
+    assert swarm.status(3).cut_entries == 0
+    assert swarm.status(3).own_steps > steps, "who can't adopt a snapshot yet goes on too"
+    full.clear()
+    swarm.run(40)
+    assert all(status.cut_entries > 1000 for status in swarm.statuses())
+    swarm.pause()
+    swarm.settle(60)
+    assert swarm.status(0).entries == len(swarm.said), "nothing was lost"
+    assert not any("TRANSFER_FAILED" in key for key in swarm.counts), "no snapshot was blamed for our disk"
