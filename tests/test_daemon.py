@@ -25,18 +25,33 @@ ROOT = Path(__file__).parent.parent
 TASK = f"{ROOT / 'tests' / 'small_task.py'}:make_task"
 START_S, STOP_S = 60.0, 5.0
 
-RUNNER = """
-import asyncio, json, logging, sys
+CODE_FROM_DATA = "code from data"  # in a log: what only code that came as bytes or text would do
+AUDIT = """
+import os.path, sys
+def audit(event, args):
+    if event not in ("exec", "os.system", "pickle.find_class"):
+        return
+    frame = sys._getframe(1).f_code.co_filename
+    if event == "exec" and (os.path.exists(args[0].co_filename) or frame.endswith("dataclasses.py")):
+        return  # an import, or a class that one makes
+    print("code from data:", event, args, frame, file=sys.stderr, flush=True)
+"""
+RUNNER = (
+    AUDIT
+    + """
+import asyncio, json, logging
 from p2pnode import Config, ConfigError
 from p2pnode.daemon import run_daemon
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 try:
     def ready(node):
+        sys.addaudithook(audit)
         print(json.dumps({"address": node.status()["join"], "invitation": node.admission.invitation}), flush=True)
     asyncio.run(run_daemon(Config(**json.loads(sys.argv[1])), ready))
 except ConfigError as error:
     sys.exit(f"p2pnode: {error}")
 """
+)
 
 
 class Daemon:
@@ -88,6 +103,7 @@ class Daemon:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+        assert CODE_FROM_DATA not in self.log.read_text("utf-8", "replace")
 
 
 @pytest.fixture
@@ -117,6 +133,15 @@ def stored_sequence(folder: Path) -> int:
         return int(db.execute("SELECT sequence FROM record").fetchone()[0])
     finally:
         db.close()
+
+
+@pytest.mark.parametrize("code", ["import pickle; pickle.loads(b'cos\\ngetpid\\n.')", "exec('1')", "os.system('true')"])
+def test_code_from_data_would_be_noticed(code: str) -> None:
+    """Every daemon here is audited from its start on (T5); `close` looks into its log."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{AUDIT}\nimport os\nsys.addaudithook(audit)\n{code}"], capture_output=True, text=True, check=True
+    )
+    assert CODE_FROM_DATA in done.stderr
 
 
 def test_a_clean_stop_and_a_start_go_on_from_model_age_and_sequence(daemon: Callable[..., Daemon]) -> None:
