@@ -28,6 +28,7 @@ from p2pnode.trainer import Trainer, TrainerError
 from protocols.core import Snapshot
 from protocols.effects import Compact, Fingerprint, Merge, Probe, Train
 from protocols.events import Event, Merged, Trained
+from protocols.merkle import Digest
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Jobs:
         self._checkpoint_after = now  # not before, whatever was done since
         self._checkpoint_wait_s = RETRY_S_MIN
         self._steps = 0  # since the last checkpoint
+        self._handed = Digest(b""), 0  # the model that was handed over last, and its size
         self._troubles: dict[str, str] = {}  # what doesn't go as it should, by kind of job
         self.figures = Figures()
         self.saved = "not yet"
@@ -189,6 +191,9 @@ class Jobs:
                 if isinstance(job, _Save):
                     self._answer(job, error)
                     return
+                if isinstance(job, Merge) and isinstance(error, TrainerError):
+                    self._give_up(job, error)
+                    return
                 lines = str(error).strip().splitlines() or ["no reason given"]
                 self._troubles[_ANY] = lines[-1]
                 log.error("training fails and is tried again in %.0f s: %s", wait_s, error)
@@ -197,6 +202,11 @@ class Jobs:
             else:
                 self._troubles.pop(_ANY, None)
                 return
+
+    def _give_up(self, job: Merge, error: TrainerError) -> None:
+        """What ends every process that tries it isn't tried for ever: other models may do."""
+        log.error("a merge of %d models is given up: %s", len(job.inputs), error)
+        self._feed(Merged(*self._handed, kept=False, used=(), faults=(), loss=math.nan))
 
     async def _do(self, job: Job) -> None:
         self.figures.tested = self.figures.tested and isinstance(job, _Save | Fingerprint | Compact)
@@ -240,6 +250,7 @@ class Jobs:
         diverged = not math.isfinite(result.loss)  # the trainer has gone back to the model before
         if diverged:
             log.warning("training diverged; going on from the model before")
+        self._handed = result.digest, result.size
         self._trouble("Train", result.unkept)
         self._steps += result.steps
         self.figures.train_loss = _finite(result.loss)
@@ -250,6 +261,7 @@ class Jobs:
     async def _merge(self, job: Merge) -> None:
         inputs = [(given.digest, self._blobs.path(given.digest), given.weight) for given in job.inputs]
         result = await self._trainer.merge(job.own_weight, inputs)
+        self._handed = result.digest, result.size
         self._trouble("Merge", result.unkept)
         self._blobs.own(result.digest, result.leaves)
         self._feed(Merged(result.digest, result.size, result.kept, result.used, result.faults, result.loss))
