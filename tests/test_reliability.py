@@ -54,9 +54,9 @@ def test_the_bound_is_the_exact_rule_of_three(script: ModuleType) -> None:
 def test_rows_say_what_was_counted_and_what_was_not(script: ModuleType) -> None:
     run = next(run for run in script.RUNS if run.name == "kills")
     states, numbers = (script.place(run, key) for key in ("sigkill states", "sequence numbers"))
-    page = script.render({states: entry(0, 200, figures={"worst_s": 1.25, "all": [1, 2]}), numbers: entry(3, 5_000)})
+    page = script.render({states: entry(0, 200, figures={"worst_s": [1.25], "span_s": [10, 300]}), numbers: entry(3, 5_000)})
     lines = {key: next(line for line in page.splitlines() if row.promise in line) for key, row in ((r.key, r) for r in run.rows)}
-    assert "(worst_s 1.25) | **0 of 200** | 1.49 % | abc | 2026-01-02 |" in lines["sigkill states"]
+    assert "(worst_s 1.25, span_s 10 to 300) | **0 of 200** | 1.49 % | abc | 2026-01-02 |" in lines["sigkill states"]
     assert "**3 of 5,000** | see the run |" in lines["sequence numbers"]
     assert "| not run |" in lines["identities"]
     assert "1: 2 cores" in page
@@ -81,7 +81,7 @@ def test_a_run_replaces_its_own_rows_and_leaves_the_others(
     assert script.main(["one"]) == 1, "something failed"
     after = json.loads(script.KEPT.read_text("utf-8"))
     assert after["two: a"] == entry(0, 7)
-    assert (after["one: a"]["failed"], after["one: a"]["of"], after["one: a"]["figures"]) == (1, 5, {"seeds": "0-1"})
+    assert (after["one: a"]["failed"], after["one: a"]["of"], after["one: a"]["figures"]) == (1, 5, {"seeds": ["0-1"]})
     assert set(after) == {"one: a", "two: a"}
     assert re.fullmatch(r"\d+ cores, \d+ GiB, \S+ \S+, Python [\d.]+", after["one: a"]["machine"])
     assert script.main(["one", "--short"]) == 1, "a command that fails and counts nothing"
