@@ -60,7 +60,7 @@ class Checkpoints:
         self._db, self._remarks, self._number = db, remarks, 0
         for one in (self.folder, self.outbox):
             if not one.exists():
-                one.mkdir(mode=FOLDER_MODE)
+                durable.make_folder(one, FOLDER_MODE)
                 durable.sync_folder(folder)
         self.newest = next(self._sound(), None)
         self._number = max((self._number, *(_number(path) for path in self.folder.iterdir())))

@@ -50,6 +50,11 @@ def link(source: Path, target: Path) -> None:
     os.link(source, target)
 
 
+def make_folder(folder: Path, mode: int) -> None:
+    """A new folder. Raises OSError."""
+    folder.mkdir(mode)
+
+
 def unlink(path: Path) -> None:
     """Remove a name, if it is there. Raises OSError."""
     path.unlink(missing_ok=True)
@@ -87,7 +92,7 @@ def write_whole(target: Path, pieces: Buffer | Iterable[Buffer], mode: int = FIL
     What `pieces` raises passes through; nothing has changed then either.
     """
     with replacing(target) as temporary:
-        temporary.unlink(missing_ok=True)  # a mode is given to new files only
+        unlink(temporary)  # a mode is given to new files only
         fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             at = 0
@@ -111,7 +116,7 @@ def replacing(target: Path) -> Iterator[Path]:
         rename(temporary, target)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            unlink(temporary)
         raise
     sync_folder(target.parent)
 
@@ -119,14 +124,11 @@ def replacing(target: Path) -> Iterator[Path]:
 def write_at(path: Path, data: Buffer, offset: int = 0) -> None:
     """Overwrite a few bytes in place, durably; within one sector of 512 bytes a power cut leaves the old ones or the new ones.
 
-    The file is made when there is none. Raises OSError.
+    The file must be there. Raises OSError.
     """
-    fresh = not path.exists()
-    fd = open_file(path, os.O_WRONLY | os.O_CREAT)
+    fd = open_file(path, os.O_WRONLY)
     try:
         put(fd, data, offset)
         sync(fd)
     finally:
         os.close(fd)
-    if fresh:
-        sync_folder(path.parent)

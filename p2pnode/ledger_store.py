@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from p2pnode.durable import write_at
+from p2pnode.durable import write_at, write_whole
 from p2pnode.errors import ConfigError
 from p2pnode.seals import sealed, unsealed
 from p2pnode.state_db import insert, packed_cut, row_of, rows, unpacked_cut
@@ -133,7 +133,11 @@ class LedgerStore:
 
     def _write_signed(self, steps: int) -> None:
         """Only after the database has them: so the file never tells of more than that, unless the database was lost."""
-        write_at(self._folder / SIGNED_FILE, sealed(SIGNED_FILE, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}"))
+        path, said = self._folder / SIGNED_FILE, sealed(SIGNED_FILE, f"{self.scope.hex()} {steps:0{_STEPS_DIGITS}}")
+        if path.exists() and path.stat().st_size == len(said):
+            write_at(path, said)
+        else:  # none yet, or of an older version
+            write_whole(path, said)
         self._signed = steps
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from p2pnode import durable
 from p2pnode.access import Ban, Change, Known
 from p2pnode.checkpoints import MODEL_FILE, Checkpoint, Checkpoints
 from p2pnode.errors import ConfigError
@@ -209,7 +210,7 @@ class Store:
         """Returns once `checkpoint` counts. Raises OSError or sqlite3.Error when it doesn't."""
         self.checkpoints.commit(checkpoint)
         with contextlib.suppress(OSError):  # of an older version, and there is something newer now
-            (self.folder / MODEL_FILE).unlink(missing_ok=True)
+            durable.unlink(self.folder / MODEL_FILE)
 
     def _read_saved(self) -> Saved | None:
         """The newest checkpoint that is sound; where there is none, the model that an older version has left."""
@@ -218,7 +219,7 @@ class Store:
             return Saved(path, newest.sequence, newest.age, newest.steps, newest.schema)
         path = self.folder / MODEL_FILE
         for left in self.folder.glob(f".{MODEL_FILE}.*.tmp"):  # of a training process that was killed while it saved
-            left.unlink()
+            durable.unlink(left)
         if not path.exists():
             return None
         try:
