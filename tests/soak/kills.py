@@ -28,6 +28,7 @@ START_S_MAX = 3.0  # after so long at most: a start takes four seconds on a quie
 RANDOM_S_MAX = 1.0  # a blow without aim falls within so long of the first new step
 AIM_S_MAX = 20.0  # until something is written; every half second, when all is well
 ORPHAN_S_MAX = 10.0
+TOGETHER_S_MAX = 150.0  # back offs reach a minute, and the machine may be loaded
 UNREADABLE = ("unreadable", "put aside", "is lost", "sequence numbers go on")  # in the log of a start that lost something
 
 
@@ -64,6 +65,7 @@ def kills(swarm: Swarm, count: int, outcome: Outcome, seed: int = 0) -> Outcome:
         ]
         for each in work:
             each.result()
+    _judge_overlay(swarm, outcome)
     _judge_numbers(swarm, outcome)
     outcome.figures |= {
         "kills": count,
@@ -74,6 +76,16 @@ def kills(swarm: Swarm, count: int, outcome: Outcome, seed: int = 0) -> Outcome:
         "learning_again_s_p99": quantile(found.learning_s, 0.99),
     }
     return outcome
+
+
+def _judge_overlay(swarm: Swarm, outcome: Outcome) -> None:
+    """All find each other again, without being told where."""
+    try:
+        swarm.connected(TOGETHER_S_MAX)
+    except SoakError as error:
+        outcome.tried(LEARNS_ON, str(error))
+    else:
+        outcome.tried(LEARNS_ON)
 
 
 def _judge_numbers(swarm: Swarm, outcome: Outcome) -> None:

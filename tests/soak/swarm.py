@@ -122,6 +122,8 @@ def swarm(folder: Path, victims: int, more: Mapping[str, Mapping[str, Any]] | No
             one.ready()
         made.peers = {one.name: one.status()["peer_id"] for one in made.all}
         made.connected(60.0)
+        for one in made.victims:
+            del one.settings["join"]  # a member finds the others again by what it has kept
         yield made
     finally:
         for one in made.all:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -118,13 +117,11 @@ class _Ended:
         below, port = descendants(daemon.pid), _port(daemon)
         log_at = daemon.log.stat().st_size
         daemon.signal(signal.SIGTERM)
-        began = time.monotonic()
         try:
-            status = daemon.wait(60.0, "SIGTERM")
+            status, seconds = daemon.ended(60.0)
         except SoakError as error:
             self._outcome.tried(TERMS, f"during {moment}: {error}")
             return
-        seconds = time.monotonic() - began
         self._took.append(seconds)
         complaints = [f"exit status {status}"] if status else []
         complaints += [f"{seconds:.1f} s"] if seconds > STOP_S_MAX else []
