@@ -30,6 +30,11 @@ class Faults:
     on_s: float = within(60.0, 0.1, 1e6)  # how long it is on in the mean, each time drawn anew (exponentially); nights likewise …
     day_s: float = within(0.0, 0, 1e6)  # … or, above 0, on for `on_share` of each day of this length, by its own longitude
 
+    battery_steps: int = within(0, 0, 10_000_000)  # a battery lasts for so many local steps or probes, then the node sleeps …
+    charge_s: float = within(60.0, 2, 1e6)  # … for so long; 0 steps: nobody has one
+    flash_crowd: int = within(0, 0, 5000)  # so many join at once …
+    flash_s: float = within(0.0, 0, 1e6)  # … then
+
     # parts
     partition_s: float = within(0.0, 0, 1e6)  # from here on the nodes are in parts between which no frame passes …
     partition_for_s: float = within(0.0, 0, 1e6)  # … for so long; 0: no partition
@@ -58,6 +63,31 @@ class Faults:
     # links
     cuts_per_minute: float = within(0.0, 0, 10_000)  # that break, per node; both ends are told at once
     loss: float = within(0.0, 0, 1)  # share of frames that vanish: stricter than TCP, which would send them again
+
+    duplicate: float = within(0.0, 0, 1)  # share of frames that arrive twice, the second time up to reorder_s later
+    reorder: float = within(0.0, 0, 1)  # share of frames that are up to reorder_s late and are overtaken
+    reorder_s: float = within(1.0, 0, 1e4)
+    spike_per_minute: float = within(0.0, 0, 1000)  # of latency, per node …
+    spike_s: float = within(0.5, 0, 1e4)  # … so much more, both ways …
+    spike_for_s: float = within(5.0, 0, 1e6)  # … for so long
+    # a random half is clogged one by one within clog_s and let go in another order within the next; what they say or are told
+    # waits
+    clog_per_minute: float = within(0.0, 0, 1000)
+    clog_s: float = within(5.0, 0.001, 1e6)
+    bandwidth_low: float = within(1.0, 0.0001, 1)  # each uplink's share of bandwidth_mbit is drawn between this and 1 …
+    bandwidth_every_s: float = within(10.0, 0.01, 1e6)  # … every so often
+
+    # machines, each of them so often a minute and each time for half to one and a half times so long
+    pause_per_minute: float = within(0.0, 0, 1000)  # per node: frozen, with all that comes in waiting for it
+    pause_s: float = within(5.0, 0, 1e6)
+    crash_per_minute: float = within(0.0, 0, 1000)  # per node: the power fails in the midst of writing; bootstraps too
+    crash_s: float = within(5.0, 0.001, 1e6)
+    torn_share: float = within(0.2, 0, 1)  # of crashes: the newest checkpoint can't be read afterwards, the one before is used
+    disk_full_per_minute: float = within(0.0, 0, 1000)  # per node: nothing gets written meanwhile
+    disk_full_s: float = within(10.0, 0, 1e6)
+    slow_share: float = within(0.0, 0, 1)  # of the nodes are grey: up, but slow at everything
+    slow_factor: float = within(10.0, 1, 1e4)  # so many times slower at training
+    slow_ms: float = within(0.0, 0, 1e6)  # and whatever they say or are told is so much later
 
     # liars
     equivocators: int = within(0, 0, 1000)  # the last so many of the first nodes sign different entries for different peers

@@ -11,7 +11,7 @@ honest nodes are equal, and hold every entry that one of them ever made durable.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from protocols.effects import Effect, Log, Send
@@ -84,9 +84,7 @@ class LedgerChecks:
         """An event is about to be handled by an honest node."""
         if isinstance(event, Logged):
             for run in self._logging.pop((who, event.number), ()):
-                self._entered(now, who, run)
-                durable = self._durable[who]
-                durable[run.author] = max(durable.get(run.author, 0), run.first + run.count)
+                self._durably(now, who, run)
 
     def after(self, now: float, who: int, peer: PeerId, effects: Sequence[Effect]) -> None:
         """An event was handled by honest node `who`, whose key is `peer`."""
@@ -100,6 +98,16 @@ class LedgerChecks:
                     for run in message.runs:
                         if run.author == peer:
                             self._said(now, who, run)
+
+    def returned(self, now: float, who: int, runs: Iterable[Run]) -> None:
+        """Node `who` is back with these runs on its disk, some of which nobody may have been told of before the crash."""
+        for run in runs:
+            self._durably(now, who, run)
+
+    def _durably(self, now: float, who: int, run: Run) -> None:
+        self._entered(now, who, run)
+        durable = self._durable[who]
+        durable[run.author] = max(durable.get(run.author, 0), run.first + run.count)
 
     def look(self, now: float, who: int, seen: Snapshot) -> None:
         """S4 for what only the core holds, and S6 for what it has hashed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from protocols.core import Snapshot
 from simulations import topology
@@ -57,8 +58,8 @@ class Measuring:
         mean = sum(accuracies) / len(accuracies)
         self._series.append(Point(now, self._around.network.bytes, steps, mean, min(accuracies), max(accuracies)))
 
-    def result(self) -> Result:
-        """What it came to, with what was promised for the end."""
+    def result(self, happened: Mapping[str, int]) -> Result:
+        """What it came to, with what was promised for the end. `happened`: what went wrong, and how often."""
         around, scenario, swarm = self._around, self._scenario, self._swarm
         world, network = around.world, around.network
         living = swarm.living()
@@ -89,6 +90,7 @@ class Measuring:
             isolated=alone,
             components=parts,
             rejoined_s=self._rejoined(),
+            happened=dict(sorted(happened.items())),
             faults=dict(sorted(faults.items())),
             violations=around.checks.sentences,
             series=list(self._series),

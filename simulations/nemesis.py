@@ -10,6 +10,7 @@ Idea: Jepsen's nemesis; TigerBeetle's VOPR (a safety phase with faults, then a h
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,10 +21,12 @@ from random import Random
 from simulations.availability import nights
 from simulations.contacts import only_contacts, read_contacts
 from simulations.network import Network
+from simulations.node_faults import NodeFaults
 from simulations.partitions import apart, plan_partition
-from simulations.rules import Rules, loss
+from simulations.rules import Rules
 from simulations.scenario import Scenario
 from simulations.swarm import Swarm
+from simulations.wire_faults import WireFaults
 from simulations.world import World
 
 MINUTE_S = 60.0
@@ -67,6 +70,7 @@ def schedule(scenario: Scenario, randomness: Random) -> list[Misfortune]:
         acts.extend(Misfortune((minute + randomness.random()) * MINUTE_S, Act.JOIN) for _ in range(int(owed_join)))
         owed_leave, owed_join = owed_leave % 1, owed_join % 1
         minute += 1
+    acts.extend(Misfortune(scenario.flash_s, Act.JOIN) for _ in range(scenario.flash_crowd))
     if scenario.loss_fraction:
         acts.append(Misfortune(scenario.disaster_s, Act.DISASTER))
     cuts = int(scenario.cuts_per_minute * scenario.nodes * until / MINUTE_S)
@@ -107,6 +111,7 @@ class Nemesis:
     ) -> None:
         """`harmed` is called when a disaster is over, and when parts reach each other again."""
         self._harmed = harmed
+        self.happened: Counter[str] = Counter()
         self._scenario, self._world, self._network, self._rules = scenario, world, network, rules
         self._swarm, self._acts = swarm, acts
         self._victims, self._cuts = world.randomness("victims"), world.randomness("cuts")
@@ -127,7 +132,9 @@ class Nemesis:
                 case Act.LEAVE | Act.VANISH | Act.SLEEP:
                     self._world.at(one.at, partial(self._take_away, one))
         self._plan_parts()
-        self._plan_wires()
+        count = self._swarm.identities
+        WireFaults(self._scenario, self._world, self._network, self._rules, count, self.happened).plan()
+        NodeFaults(self._scenario, self._world, self._swarm, self.happened).plan()
 
     def _plan_parts(self) -> None:
         """Who can't reach whom."""
@@ -146,19 +153,12 @@ class Nemesis:
                 world.at(scenario.islands_until_s, join)
                 world.at(scenario.islands_until_s, self._harmed)
 
-    def _plan_wires(self) -> None:
-        """What frames suffer."""
-        scenario, world = self._scenario, self._world
-        if scenario.loss:
-            lift = self._rules.add(loss(scenario.loss, world.randomness("loss")))
-            if scenario.heal_s:
-                world.at(scenario.seconds - scenario.heal_s, lift)
-
     def _take_away(self, one: Misfortune) -> None:
         """Somebody who is up goes: who is named, or one who is neither bootstrap nor liar."""
         able = self._swarm.able() if one.who is None else [one.who] * self._swarm.up(one.who)
         if able:
             index = self._victims.choice(able) if one.who is None else one.who
+            self.happened[one.act.value] += 1
             silent = one.act is Act.VANISH or (one.act is Act.SLEEP and self._nights.random() < self._scenario.crash_share)
             self._swarm.take_away(index, one.back, silent=silent)
 

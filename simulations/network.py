@@ -1,8 +1,9 @@
 """The wires: links between nodes, with latency, bandwidth and rules.
 
 Owns which links are up, seen from either end, and every frame under way. A link is an ordered, reliable stream as libp2p's
-are, in two lanes: control frames overtake chunks that wait for the uplink, nothing overtakes within a lane. At most one link
-a pair; `PeerUp` and `PeerDown` alternate at each end and no `Frame` falls outside them. It must never look into a frame.
+are, in two lanes: control frames overtake chunks that wait for the uplink, nothing overtakes within a lane unless a rule says
+so. At most one link a pair; `PeerUp` and `PeerDown` alternate at each end and no `Frame` falls outside them. It must never look
+into a frame.
 
 A machine that vanishes (power, not process) closes nothing: the other end finds out by itself.
 """
@@ -17,7 +18,7 @@ from typing import Protocol
 from protocols.events import DialFailed, Event, Frame, PeerDown, PeerUp
 from protocols.identity import PeerId, peer_text
 from protocols.wire import CHUNK_FRAME_BYTES_MAX
-from simulations.rules import Delay, Drop, Kind, Packet, Rules
+from simulations.rules import Kind, Packet, Rules
 from simulations.world import World
 
 HANDSHAKE_LATENCIES = 3  # one way: TCP's three steps with Noise's first message on the third; the answer is the fourth
@@ -91,8 +92,13 @@ class Network:
         self._links: dict[int, dict[int, _Link]] = {}  # the same link stands under both its ends
         self._latencies: dict[tuple[int, int], float] = {}
         self._uplinks: dict[int, _Uplink] = {}
+        self._shares: dict[int, float] = {}  # of the bandwidth, where it isn't all
         self._vanished: set[int] = set()
         self.messages = self.bytes = self.lost = self.dropped = 0
+
+    def narrow(self, index: int, share: float) -> None:
+        """From now on node `index` has this share of the bandwidth; what is under way isn't held up."""
+        self._shares[index] = share
 
     def attach(self, machine: Machine) -> None:
         """`machine` can be dialled from now on. If it was here before, some may still hold their ends of its old links."""
@@ -112,12 +118,11 @@ class Network:
             self._world.at(self._world.now, partial(fail, "nobody has this address"))
             return
         latency = self._latency(source.index, target.index)
-        verdict = self._rules.judge(Packet(Kind.DIAL, source.index, target.index, 0, self._world.now))
-        if isinstance(verdict, Drop):
+        fate = self._rules.judge(Packet(Kind.DIAL, source.index, target.index, 0, self._world.now))
+        if fate.dropped:
             self._world.at(self._world.now + self._dial_timeout_s, partial(fail, "timed out"))
             return
-        delay = verdict.seconds if isinstance(verdict, Delay) else 0.0
-        arrival = self._world.now + HANDSHAKE_LATENCIES * latency + delay
+        arrival = self._world.now + HANDSHAKE_LATENCIES * latency + fate.delay_s
         self._world.at(arrival, partial(self._dialled, source, target, peer, addresses))
 
     def _named(self, peer: PeerId | None, addresses: tuple[str, ...]) -> Machine | None:
@@ -187,25 +192,30 @@ class Network:
         self.bytes += len(data)
         end.leaves = max(end.leaves, departure)
         far = link.other(source.index)
-        verdict = self._rules.judge(Packet(Kind.FRAME, source.index, far.machine.index, len(data), self._world.now))
-        if isinstance(verdict, Drop):
+        fate = self._rules.judge(Packet(Kind.FRAME, source.index, far.machine.index, len(data), self._world.now))
+        if fate.dropped:
             self.lost += 1
             return
-        arrival = departure + link.latency_s + (verdict.seconds if isinstance(verdict, Delay) else 0.0)
-        if bulk:
+        arrival = departure + link.latency_s + fate.delay_s
+        if fate.overtaken:
+            pass
+        elif bulk:
             arrival = far.arrives_bulk = max(arrival, far.arrives_bulk)
         else:
             arrival = far.arrives_control = max(arrival, far.arrives_control)
         self._world.at(arrival, partial(self._deliver, far, source.peer, data))
+        if fate.again is not None:
+            self._world.at(arrival + fate.again, partial(self._deliver, far, source.peer, data))
 
     def _departure(self, index: int, size: int, bulk: bool) -> float | None:
         """When the last byte has left the uplink; None when too much is waiting for it already."""
-        uplink, now, takes = self._uplinks[index], self._world.now, size / self._bytes_per_s
+        bytes_per_s = self._bytes_per_s * self._shares.get(index, 1.0)
+        uplink, now, takes = self._uplinks[index], self._world.now, size / bytes_per_s
         if not bulk:
             uplink.control_free = max(uplink.control_free, now) + takes
             uplink.bulk_free = max(uplink.bulk_free, now) + takes
             return uplink.control_free
-        waiting = max(0.0, uplink.bulk_free - now) * self._bytes_per_s
+        waiting = max(0.0, uplink.bulk_free - now) * bytes_per_s
         if waiting + size > QUEUE_BYTES_MAX:
             return None
         uplink.bulk_free = max(uplink.bulk_free, now) + takes
@@ -238,10 +248,9 @@ class Network:
             return
         self._lower(link, end, reason)
         index, far, now = end.machine.index, link.other(end.machine.index), self._world.now
-        verdict = self._rules.judge(Packet(Kind.CLOSE, index, far.machine.index, 0, now))
-        if not isinstance(verdict, Drop):
-            delay = verdict.seconds if isinstance(verdict, Delay) else 0.0
-            arrival = max(now + link.latency_s + delay, far.arrives_control, far.arrives_bulk)
+        fate = self._rules.judge(Packet(Kind.CLOSE, index, far.machine.index, 0, now))
+        if not fate.dropped:
+            arrival = max(now + link.latency_s + fate.delay_s, far.arrives_control, far.arrives_bulk)
             self._world.at(arrival, partial(self._lower, link, far, "closed by the peer"))
 
     def _lower(self, link: _Link, end: _End, reason: str) -> None:

@@ -87,6 +87,8 @@ class Node:
         self._blobs: dict[Digest, Blob] = {}
         self._partials = disk.partials = dict(disk.partials)
         self._busy = False
+        self._frozen: list[Event] | None = None  # while paused: what it will be told
+        self.worked = 0  # local steps or probes of this life
         self._wakes_at = float("inf")
         self._ticked_at, self._ticks = -1.0, 0
         self.blob = self._keep_model()
@@ -107,6 +109,9 @@ class Node:
         """Tell the core, and do what it asks for."""
         if not self.alive:
             return
+        if self._frozen is not None:
+            self._frozen.append(event)
+            return
         world, checks = self._around.world, self._around.checks
         world.note(self.index, event)
         if self.honest:
@@ -123,6 +128,19 @@ class Node:
             self._carry_out(effect)
         self._wake()
 
+    def freeze(self) -> None:
+        """The process stands still: what comes in waits."""
+        if self._frozen is None:
+            self._frozen = []
+
+    def thaw(self) -> None:
+        """It goes on, with everything that has come in meanwhile."""
+        events, self._frozen = self._frozen or [], None
+        for event in events:
+            self.handle(event)
+        if self.alive:
+            self._wake()
+
     def _wake(self) -> None:
         """See to it that the core is ticked when it wants to be."""
         due = max(self.core.deadline, self._around.world.now)
@@ -134,6 +152,8 @@ class Node:
         if due != self._wakes_at or not self.alive:
             return  # an earlier timer took its place
         self._wakes_at = float("inf")
+        if self._frozen is not None:
+            return  # `thaw` sees to it
         now = self._around.world.now
         if self.core.deadline > now:
             self._wake()
@@ -171,6 +191,7 @@ class Node:
                 done = partial(self.handle, Stored(sequence))
                 self.disk.write(around.world, around.fsync_s, self, partial(self._number, sequence), done)
             case Probe() | Apply() | Fingerprint() | Compact() | Adopt() if self.prober is not None:
+                self.worked += effect.count if isinstance(effect, Probe) else 0
                 self.prober.work(effect)
             case Log() | Trim() if self.prober is not None:
                 self.prober.write(effect)
@@ -249,6 +270,7 @@ class Node:
             self.handle(job())
 
     def _trained(self, steps: int) -> Trained:
+        self.worked += steps
         loss = self._around.learners.trained(self.index, self._state(self.blob))
         blob = self._keep_model()
         return Trained(blob.tree.digest, len(blob.data), steps, loss)

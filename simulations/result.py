@@ -5,7 +5,7 @@ Owns the names of that document's keys (docs/cli.md). It must never compute anyt
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from simulations.ledger_checks import Ending
@@ -52,6 +52,7 @@ class Result:
     # from the disaster, or the end of a partition or of islands, until the overlay was one with every node older than `grace_s`
     # in it, and stayed so; to a second (`checks.LOOK_S`). None: nothing of the kind happened, or it isn't one at the end
     rejoined_s: float | None = None
+    happened: dict[str, int] = field(default_factory=dict)  # how often what went wrong that the scenario draws at random
 
     @property
     def ok(self) -> bool:

@@ -1,14 +1,14 @@
-"""What the network does to a packet: pass it, delay it, or drop it.
+"""What the network does to a packet: pass it, delay it, say it twice, or drop it.
 
-Owns the verdicts and the list of rules; the first rule that doesn't pass decides. A rule sees a packet's ends and size, never
-its bytes (who wants to change bytes is an adversary, not a network). Source: turmoil's rules.
+Owns the verdicts, the list of rules, and what they come to together: a drop is a drop, delays add up. A rule sees a packet's ends
+and size, never its bytes (who wants to change bytes is an adversary, not a network). Source: turmoil's rules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -39,7 +39,15 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """It arrives so many seconds later; what follows on the same link waits behind it."""
+    """It arrives so many seconds later; what follows on the same link waits behind it, or (`overtaken`) may overtake it."""
+
+    seconds: float
+    overtaken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """It arrives, and once more so many seconds later."""
 
     seconds: float
 
@@ -49,9 +57,22 @@ class Drop:
     """It never arrives."""
 
 
-Verdict = Pass | Delay | Drop
+Verdict = Pass | Delay | Again | Drop
 Rule = Callable[[Packet], Verdict]
 
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a packet. `again`: when it arrives once more, in seconds from when it arrives; None: it doesn't."""
+
+    dropped: bool = False
+    delay_s: float = 0.0
+    overtaken: bool = False
+    again: float | None = None
+
+
+UNTOUCHED = Fate()
+LOST = Fate(dropped=True)
 PASS = Pass()
 DROP = Drop()
 
@@ -76,13 +97,18 @@ class Rules:
         finally:
             lift()
 
-    def judge(self, packet: Packet) -> Verdict:
-        """The verdict of the first rule that doesn't pass."""
+    def judge(self, packet: Packet) -> Fate:
+        """What all rules together make of it; nobody is asked after one that drops."""
+        fate = UNTOUCHED
         for rule in self._rules:
-            verdict = rule(packet)
-            if not isinstance(verdict, Pass):
-                return verdict
-        return PASS
+            match rule(packet):
+                case Drop():
+                    return LOST
+                case Delay(seconds, overtaken):
+                    fate = replace(fate, delay_s=fate.delay_s + seconds, overtaken=fate.overtaken or overtaken)
+                case Again(seconds):
+                    fate = replace(fate, again=seconds)
+        return fate
 
 
 def loss(share: float, randomness: Random) -> Rule:
@@ -90,6 +116,48 @@ def loss(share: float, randomness: Random) -> Rule:
 
     def rule(packet: Packet) -> Verdict:
         return DROP if packet.kind is Kind.FRAME and randomness.random() < share else PASS
+
+    return rule
+
+
+def repeated(share: float, seconds: float, randomness: Random) -> Rule:
+    """Each frame is said twice with probability `share`, the second time up to so much later, when others have passed."""
+
+    def rule(packet: Packet) -> Verdict:
+        if packet.kind is Kind.FRAME and randomness.random() < share:
+            return Again(randomness.uniform(0, seconds))
+        return PASS
+
+    return rule
+
+
+def shuffled(share: float, seconds: float, randomness: Random) -> Rule:
+    """Each frame is late with probability `share`, by up to so much, and others overtake it."""
+
+    def rule(packet: Packet) -> Verdict:
+        if packet.kind is Kind.FRAME and randomness.random() < share:
+            return Delay(randomness.uniform(0, seconds), overtaken=True)
+        return PASS
+
+    return rule
+
+
+def late(slow: Container[int], seconds: float) -> Rule:
+    """Everything that the nodes in `slow` say or are told is so much later."""
+
+    def rule(packet: Packet) -> Verdict:
+        return Delay(seconds) if packet.source in slow or packet.target in slow else PASS
+
+    return rule
+
+
+def held_until(time: float, nodes: Container[int]) -> Rule:
+    """What the nodes in `nodes` say or are told waits until `time`."""
+
+    def rule(packet: Packet) -> Verdict:
+        if packet.now < time and (packet.source in nodes or packet.target in nodes):
+            return Delay(time - packet.now)
+        return PASS
 
     return rule
 

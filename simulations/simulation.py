@@ -53,7 +53,8 @@ class Simulation:
         self.swarm = Swarm(scenario, self.around, self.graph, identities)
         self.nodes = self.swarm.nodes
         self._measuring = Measuring(scenario, self.around, self.swarm)
-        self._plan(Nemesis(scenario, self.world, self.network, self.rules, self.swarm, acts, self._measuring.harmed))
+        self._nemesis = Nemesis(scenario, self.world, self.network, self.rules, self.swarm, acts, self._measuring.harmed)
+        self._plan(self._nemesis)
 
     def run(self, progress: Progress | None = None) -> Result:
         """Play it to the end. `progress` is told the virtual time now and then."""
@@ -62,7 +63,7 @@ class Simulation:
             if progress is not None:
                 progress(self.world.now)
         self._measuring.evaluate()
-        return self._measuring.result()
+        return self._measuring.result(self._nemesis.happened)
 
     def _plan(self, nemesis: Nemesis) -> None:
         """Put everything that is known beforehand on the clock."""

@@ -26,6 +26,7 @@ from simulations.network import address_of
 from simulations.node import Node, Surroundings
 from simulations.prober import Prober
 from simulations.scenario import Scenario
+from simulations.wire_faults import grey
 
 
 class Swarm:
@@ -37,6 +38,7 @@ class Swarm:
         self._scenario, self._around, self.graph = scenario, around, graph
         self.nodes: dict[int, Node] = {}
         self.identities = identities
+        self._grey = grey(scenario, around.world, identities)
         self._schema = around.learners.digest
         self.leaving: set[int] = set()  # gone, or about to be
         self._lives: Counter[int] = Counter()  # incarnations of each node so far
@@ -61,8 +63,10 @@ class Swarm:
         if life > 1:
             around.learners.restore(index, disk.checkpoints[-1].model.data)
             around.checks.returned(index, disk.sequence, disk.checkpoints[-1].merged)
+            if self.ledgers is not None and index not in self.liars:
+                self.ledgers.returned(around.world.now, index, disk.runs.values())
         drawn = around.world.randomness("pace", index)
-        factor = 1 + scenario.speed_spread * drawn.uniform(-1, 1)
+        factor = (1 + scenario.speed_spread * drawn.uniform(-1, 1)) * (scenario.slow_factor if index in self._grey else 1)
         steps = pace(scenario, scenario.step_s * factor, drawn)
         node = self.nodes[index] = Node(index, self._keys[index].peer, around, steps, disk)
         if life == 1:
@@ -166,6 +170,12 @@ class Swarm:
             self.nodes[index].leave()
         if math.isfinite(back):
             self._around.world.at(back, partial(self.start, index))
+
+    def crash(self, index: int, back: float, randomness: Random, *, torn: bool) -> None:
+        """The power of node `index` fails, and is there again at `back`."""
+        self.leaving.add(index)
+        self.nodes[index].crash(randomness, torn=torn)
+        self._around.world.at(back, partial(self.start, index))
 
     @property
     def quiet(self) -> bool:

@@ -14,7 +14,7 @@ from protocols.identity import Identity, PeerId
 from simulations import topology
 from simulations.errors import ScenarioError
 from simulations.network import FLUSH_S_MAX, HANDSHAKE_LATENCIES, Network, address_of
-from simulations.rules import DROP, PASS, Delay, Kind, Packet, Rules, loss
+from simulations.rules import DROP, PASS, Again, Delay, Fate, Kind, Packet, Rules, loss
 from simulations.scenario import TOPOLOGIES
 from simulations.world import World, seed_of
 
@@ -128,16 +128,18 @@ def _packet(kind: Kind = Kind.FRAME) -> Packet:
     return Packet(kind, 0, 1, 100, 0.0)
 
 
-def test_the_first_rule_that_does_not_pass_decides() -> None:
+def test_a_drop_is_a_drop_and_delays_add_up() -> None:
     rules = Rules()
-    assert rules.judge(_packet()) == PASS
+    assert rules.judge(_packet()) == Fate()
     rules.add(lambda packet: PASS)
     lift = rules.add(lambda packet: Delay(0.5))
-    with rules.held(lambda packet: DROP):
-        assert rules.judge(_packet()) == Delay(0.5)
-        lift()
-        assert rules.judge(_packet()) == DROP
-    assert rules.judge(_packet()) == PASS
+    with rules.held(lambda packet: Delay(0.25, overtaken=True)), rules.held(lambda packet: Again(2.0)):
+        assert rules.judge(_packet()) == Fate(delay_s=0.75, overtaken=True, again=2.0)
+        with rules.held(lambda packet: DROP):
+            assert rules.judge(_packet()) == Fate(dropped=True)
+    assert rules.judge(_packet()) == Fate(delay_s=0.5)
+    lift()
+    assert rules.judge(_packet()) == Fate()
 
 
 def test_loss_takes_its_share_of_frames_and_nothing_else() -> None:
