@@ -19,6 +19,10 @@ from protocols.tensors import Role, Schema, TensorSpec
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+# Rules that are a weighted mean of tensors such as these, which are no chain of layers.
+each_mean = pytest.mark.parametrize(
+    "rule", [RULES[name] for name in ("FedAvg", "VarianceCorrected", "Aligned")], ids=lambda rule: rule.name
+)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 examples = settings(deadline=None, max_examples=60)
 weights = st.floats(1e-300, 1e300)
@@ -79,7 +83,7 @@ def tolerance(dtype: torch.dtype, expected: np.ndarray, tensors: Sequence[Tensor
 # --- what is computed
 
 
-@each_rule
+@each_mean
 def test_vectors_of_p2pfl(rule: MergeRule) -> None:
     """p2pfl's `aggregator_test.py`."""
     rows = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
@@ -247,7 +251,7 @@ def test_identical_models_are_a_fixed_point(
     assert torch.equal(merged, own)
 
 
-@each_rule
+@each_mean
 @each_dtype
 def test_tensors_of_one_element_and_of_none(rule: MergeRule, dtype: torch.dtype) -> None:
     for shape in ((), (1,), (1, 1)):

@@ -5,16 +5,34 @@ Owns the list of rules by name. A new rule is a class with a `name` and a `merge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import SequenceMatcher
 
+from torch import Tensor
+
+from protocols.merging.adaptive import Adaptive
+from protocols.merging.aligned import Aligned
 from protocols.merging.base import BadInput, MergeRule
+from protocols.merging.decdiff import DecDiff
 from protocols.merging.mean import FedAvg
+from protocols.merging.symmetry import holds
 from protocols.merging.variance_corrected import VarianceCorrected
+from protocols.tensors import Model, Schema
 
-__all__ = ["RULES", "BadInput", "FedAvg", "MergeRule", "VarianceCorrected", "rule_named"]
+__all__ = [
+    "RULES",
+    "Adaptive",
+    "Aligned",
+    "BadInput",
+    "DecDiff",
+    "FedAvg",
+    "MergeRule",
+    "VarianceCorrected",
+    "fitted",
+    "rule_named",
+]
 
-_ALL: tuple[MergeRule, ...] = (VarianceCorrected(), FedAvg())
+_ALL: tuple[MergeRule, ...] = (Adaptive(), VarianceCorrected(), FedAvg(), DecDiff(), Aligned(), Aligned(DecDiff()))
 RULES: Mapping[str, MergeRule] = {rule.name: rule for rule in _ALL}
 
 
@@ -24,3 +42,16 @@ def rule_named(name: str) -> MergeRule:
         return RULES[name]
     nearest = sorted(RULES, key=lambda known: -SequenceMatcher(None, name.lower(), known.lower()).ratio())
     raise ValueError(f"there is no merge rule '{name}'; take one of {', '.join(nearest)}")
+
+
+def fitted(rule: MergeRule, schema: Schema, model: Model, outputs: Callable[[Model], Tensor]) -> MergeRule:
+    """`rule`, without matching of units where that would change what a model of this architecture computes.
+
+    `outputs`: what a model makes of some fixed inputs, in evaluation mode; asked `symmetry.CHECKS` + 1 times at most.
+    """
+    match rule:
+        case Aligned() if not holds(schema, model, outputs):
+            return rule.inner
+        case Adaptive(aligning=True) if not holds(schema, model, outputs):
+            return Adaptive(aligning=False)
+    return rule

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols.merging.assignment import assign
-from protocols.merging.base import KEPT, MergeRule, blaming
+from protocols.merging.base import KEPT, MergeRule, blaming, check_own
 from protocols.merging.symmetry import Axis, Chain, NotAChain, Order, chain_of, moves, reordered, take
 from protocols.merging.variance_corrected import VarianceCorrected
 from protocols.tensors import Model, Schema, check_form, check_names, working_dtype
@@ -38,7 +37,11 @@ class Aligned:
     """Each received model with its units matched to the own model's, merged by `inner`."""
 
     inner: MergeRule = VarianceCorrected()  # noqa: RUF009  (frozen, without state)
-    name: ClassVar[str] = "Aligned"
+
+    @property
+    def name(self) -> str:
+        """`Aligned`, with the inner rule's name behind it where that isn't the default."""
+        return "Aligned" if self.inner == VarianceCorrected() else f"Aligned{self.inner.name}"
 
     def merge(self, schema: Schema, own: Model, own_weight: float, received: Sequence[tuple[float, Model]]) -> dict[str, Tensor]:
         """See `MergeRule.merge`."""
@@ -65,7 +68,7 @@ def align(schema: Schema, own: Model, received: Sequence[Model]) -> list[Mapping
         chain = chain_of(schema)
     except NotAChain:
         return list(received)
-    check_names(schema, own)
+    check_own(schema, own)
     result: list[Mapping[str, Tensor]] = []
     for index, model in enumerate(received):
         with blaming(index):
@@ -79,7 +82,8 @@ def align(schema: Schema, own: Model, received: Sequence[Model]) -> list[Mapping
 def match(schema: Schema, chain: Chain, own: Model, model: Model) -> list[Order]:
     """For each hidden layer the order of `model`'s units that brings them closest to those of `own`.
 
-    Takes memory for one tensor and a square of the widest layer's width. Raises ModelError for a tensor of another form.
+    Takes memory for one tensor and a square of the widest layer's width. Raises ModelError when `model` has not the schema's
+    form.
     """
     matcher = _Matcher(schema, chain, own, model)
     for turn in range(PASSES_MAX):
@@ -115,7 +119,6 @@ class _Matcher:
         """(units, units): inner products of the own model's units with the received model's, over one tensor."""
         spec = self._specs[axis.name]
         mine, theirs = self._own[axis.name], self._model[axis.name]
-        check_form(spec, mine)
         check_form(spec, theirs)
         dtype = working_dtype(spec.dtype)
         theirs = theirs.to(device=mine.device, dtype=dtype)

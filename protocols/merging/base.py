@@ -141,6 +141,13 @@ def _theirs(spec: TensorSpec, index: int, model: Model, device: torch.device) ->
         yield block
 
 
+def check_own(schema: Schema, own: Model) -> None:
+    """Raises ModelError unless the own model has the schema's names, shapes and dtypes: no peer's fault. Looks at no element."""
+    check_names(schema, own)
+    for spec in schema.tensors:
+        check_form(spec, own[spec.name])
+
+
 @contextmanager
 def blaming(index: int) -> Iterator[None]:
     """What a ModelError in here is about: received model `index`. Raises BadInput in its place."""

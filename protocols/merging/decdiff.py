@@ -50,8 +50,8 @@ def mean_of(like: Tensor, steps: Sequence[float], theirs: Sequence[Iterator[Tens
     return mean
 
 
-def bounded_step(mine: Tensor, goal: Tensor) -> Tensor:
-    """`mine`, moved towards `goal` in place. Overwrites `goal`."""
+def bounded_step(mine: Tensor, goal: Tensor, share: float = 1.0) -> Tensor:
+    """`mine`, moved in place by `share` of the way to `goal` if that is short, by 1 if it is long. Overwrites `goal`."""
     apart = goal.sub_(mine)
-    distance = float(torch.linalg.vector_norm(apart, dtype=torch.float64))
-    return mine.add_(apart, alpha=1 / (distance + 1))
+    distance = share * float(torch.linalg.vector_norm(apart, dtype=torch.float64))
+    return mine.add_(apart, alpha=share / (distance + 1))
