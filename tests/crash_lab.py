@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as c
+import errno
 import os
 import random
 import sqlite3
@@ -159,9 +160,18 @@ def laid_out(found: dict[str, bytes | None], base: str, target: Path) -> None:
 class Log:
     """Steps below `base`, in order."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, failing: range = range(0)) -> None:
         self.base = str(base)
         self.steps: list[Step] = []
+        self.tried = 0  # steps that were asked for
+        self._failing = failing
+
+    def refuses(self, path: Path | str) -> bool:
+        """Whether the disk won't do the next step: it is full, or broken for a while."""
+        if not str(path).startswith(self.base):
+            return False
+        self.tried += 1
+        return self.tried - 1 in self._failing
 
     def add(self, kind: Any, path: Path | str, other: Path | str = "", offset: int = 0, data: bytes = b"") -> None:
         """Note a step, if it is ours."""
@@ -174,9 +184,12 @@ class Log:
 
 
 @contextlib.contextmanager
-def logged(base: Path) -> Iterator[Log]:
-    """Log what `p2pnode.durable` and SQLite do below `base`. Skips the test where SQLite can't be reached."""
-    log = Log(base)
+def logged(base: Path, failing: range = range(0)) -> Iterator[Log]:
+    """Log what `p2pnode.durable` and SQLite do below `base`. Skips the test where SQLite can't be reached.
+
+    `failing`: numbers of the steps that the disk refuses.
+    """
+    log = Log(base, failing)
     with pytest.MonkeyPatch.context() as patch, _sqlite_logged(log):
         _log_durable(log, patch)
         yield log
@@ -185,7 +198,12 @@ def logged(base: Path) -> Iterator[Log]:
 def _log_durable(log: Log, patch: pytest.MonkeyPatch) -> None:
     original = {name: getattr(durable, name) for name in ("open_file", "put", "sync", "rename", "link", "unlink", "make_folder")}
 
+    def allow(path: Path | str, code: int = errno.ENOSPC) -> None:
+        if log.refuses(path):
+            raise OSError(code, os.strerror(code))
+
     def open_file(path: Path, flags: int, mode: int = durable.FILE_MODE) -> int:
+        allow(path)
         if flags & os.O_CREAT and not path.exists():
             log.add("create", path)
         elif flags & os.O_TRUNC:
@@ -193,28 +211,36 @@ def _log_durable(log: Log, patch: pytest.MonkeyPatch) -> None:
         return int(original["open_file"](path, flags, mode))
 
     def put(fd: int, data: durable.Buffer, offset: int) -> None:
-        log.add("write", os.readlink(f"/proc/self/fd/{fd}"), "", offset, bytes(memoryview(data).cast("B")))
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        allow(path)
+        log.add("write", path, "", offset, bytes(memoryview(data).cast("B")))
         original["put"](fd, data, offset)
 
     def sync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        allow(path, errno.EIO)
         original["sync"](fd)
         folder = stat.S_ISDIR(os.fstat(fd).st_mode)
-        log.add("sync folder" if folder else "sync", os.readlink(f"/proc/self/fd/{fd}"))
+        log.add("sync folder" if folder else "sync", path)
 
     def rename(source: Path, target: Path) -> None:
+        allow(target)
         original["rename"](source, target)
         log.add("rename", source, target)
 
     def link(source: Path, target: Path) -> None:
+        allow(target)
         original["link"](source, target)
         log.add("link", source, target)
 
     def unlink(path: Path) -> None:
         if path.exists():
+            allow(path, errno.EIO)
             log.add("unlink", path)
         original["unlink"](path)
 
     def make_folder(folder: Path, mode: int) -> None:
+        allow(folder)
         original["make_folder"](folder, mode)
         log.add("folder", folder)
 
@@ -227,7 +253,8 @@ def _log_durable(log: Log, patch: pytest.MonkeyPatch) -> None:
 
 # --- SQLite's side ------------------------------------------------------------------------------------------------------
 
-_OK = 0
+_OK, _FULL, _CANNOT_OPEN = sqlite3.SQLITE_OK, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN
+_NO_SYNC, _NO_TRUNCATE, _NO_DELETE = (sqlite3.SQLITE_IOERR | number << 8 for number in (4, 6, 10))
 _OPEN = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_void_p, c.c_int, c.c_void_p)
 _DELETE = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_int)
 _WRITE = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_int, c.c_int64)
@@ -307,6 +334,9 @@ class _Wrapper:
 
     def _on_open(self, vfs: int, name: int, file: int, flags: int, out: int) -> int:
         path = c.string_at(name).decode() if name else ""
+        if path and self._log.refuses(path):
+            c.cast(file, c.POINTER(c.c_void_p))[0] = None  # so that it isn't closed
+            return _CANNOT_OPEN
         fresh = bool(path) and not os.path.exists(path)
         code = int(self._open(vfs, name, file, flags, out))
         if code == _OK and path:
@@ -327,18 +357,24 @@ class _Wrapper:
         write, truncate, sync = _WRITE(copy.write), _TRUNCATE(copy.truncate), _SYNC(copy.sync)
 
         def on_write(file: int, data: int, count: int, offset: int) -> int:
+            if self._log.refuses(self._paths[file]):
+                return _FULL
             code = int(write(file, data, count, offset))
             if code == _OK:
                 self._note("write", self._paths[file], offset, c.string_at(data, count))
             return code
 
         def on_truncate(file: int, size: int) -> int:
+            if self._log.refuses(self._paths[file]):
+                return _NO_TRUNCATE
             code = int(truncate(file, size))
             if code == _OK:
                 self._note("truncate", self._paths[file], size)
             return code
 
         def on_sync(file: int, flags: int) -> int:
+            if self._log.refuses(self._paths[file]):
+                return _NO_SYNC
             code = int(sync(file, flags))
             if code == _OK:
                 self._note("sync", self._paths[file])
@@ -356,6 +392,8 @@ class _Wrapper:
     def _on_delete(self, vfs: int, name: bytes, sync_folder: int) -> int:
         path = name.decode()
         there = os.path.exists(path)
+        if there and self._log.refuses(path):
+            return _NO_DELETE
         code = int(self._delete(vfs, name, sync_folder))
         if code == _OK and there:
             self._fresh.discard(path)

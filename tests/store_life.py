@@ -85,52 +85,60 @@ def log_runs(ledger: LedgerStore, runs: tuple[Run, ...], ack: Ack) -> None:
         ack("run", run)
 
 
-def first_day(folder: Path, ack: Ack) -> None:
+def plainly(work: Callable[[], Any]) -> Any:
+    """Do it once. Others, that do it until it succeeds, may be given in its place."""
+    return work()
+
+
+Insist = Callable[[Callable[[], Any]], Any]
+
+
+def first_day(folder: Path, ack: Ack, insist: Insist = plainly) -> None:
     """From nothing to a clean stop."""
-    store = Store(folder)
+    store: Store = insist(lambda: Store(folder))
     store._db.execute("PRAGMA wal_autocheckpoint = 6")  # so that a short life sees the log flow back, and begin anew
     me = Identity(store.seed).peer
     ack("seed", store.seed)
     ring = keyring.found("garden")
-    keyring.save(folder, ring)
+    insist(lambda: keyring.save(folder, ring))
     ack("keys", ring.keys)
-    write(store, store.record.sequence + 1, ack)
-    store.ledger.load(SCOPE)
-    log_runs(store.ledger, (run_of(me, 0, 20, b""), run_of(OTHER.peer, 0, 256)), ack)
-    log_runs(store.ledger, (run_of(me, 0, 20),), ack)
-    checkpoint(store, [b"first" * 300], ack)
-    store.remember([Contact(OTHER.peer, ("/ip4/192.0.2.1/tcp/1",))], {OTHER.peer: "/ip4/192.0.2.1/tcp/1"})
-    store.keep(Change(member=OTHER.peer))
-    store.keep(Change(banned=Ban(BANNED, me, b"")))
+    insist(lambda: write(store, store.record.sequence + 1, ack))
+    insist(lambda: store.ledger.load(SCOPE))
+    insist(lambda: log_runs(store.ledger, (run_of(me, 0, 20, b""), run_of(OTHER.peer, 0, 256)), ack))
+    insist(lambda: log_runs(store.ledger, (run_of(me, 0, 20),), ack))
+    insist(lambda: checkpoint(store, [b"first" * 300], ack))
+    insist(lambda: store.remember([Contact(OTHER.peer, ("/ip4/192.0.2.1/tcp/1",))], {OTHER.peer: "/ip4/192.0.2.1/tcp/1"}))
+    insist(lambda: store.keep(Change(member=OTHER.peer)))
+    insist(lambda: store.keep(Change(banned=Ban(BANNED, me, b""))))
     ack("banned", BANNED)
-    checkpoint(store, [b"first" * 300, b"second" * 300], ack)
-    write(store, store.record.sequence + 1, ack)
-    log_runs(store.ledger, (run_of(me, 20, 236, b""),), ack)
+    insist(lambda: checkpoint(store, [b"first" * 300, b"second" * 300], ack))
+    insist(lambda: write(store, store.record.sequence + 1, ack))
+    insist(lambda: log_runs(store.ledger, (run_of(me, 20, 236, b""),), ack))
     cut = (Mark(me, 256, b"c" * 32), Mark(OTHER.peer, 256, b"d" * 32))
-    store.ledger.trim(cut, (Digest(b"n" * 32), 1000))
+    insist(lambda: store.ledger.trim(cut, (Digest(b"n" * 32), 1000)))
     ack("cut", cut)
-    store.put_note("listen port", "4001")
-    write(store, store.record.sequence + 300, ack)
-    checkpoint(store, [b"second" * 300], ack)
-    store.checkpoints.prune([Tree.of(b"first" * 300).digest, Tree.of(b"second" * 300).digest])
+    insist(lambda: store.put_note("listen port", "4001"))
+    insist(lambda: write(store, store.record.sequence + 300, ack))
+    insist(lambda: checkpoint(store, [b"second" * 300], ack))
+    insist(lambda: store.checkpoints.prune([Tree.of(b"first" * 300).digest, Tree.of(b"second" * 300).digest]))
     store.close()
     ack("closed", store.record.sequence)
 
 
-def second_day(folder: Path, ack: Ack) -> Store:
+def second_day(folder: Path, ack: Ack, insist: Insist = plainly) -> Store:
     """Another start, and no clean stop: the process dies in the midst of it. The store is open."""
-    store = Store(folder)
-    store.ledger.load(SCOPE)
+    store: Store = insist(lambda: Store(folder))
+    insist(lambda: store.ledger.load(SCOPE))
     for _ in range(3):
-        write(store, store.record.sequence + 1, ack)
-    checkpoint(store, [], ack)
+        insist(lambda: write(store, store.record.sequence + 1, ack))
+    insist(lambda: checkpoint(store, [], ack))
     ring = keyring.load(folder)
     assert ring is not None
-    ring = ring.plus([ring.new_key()])
-    keyring.save(folder, ring)
-    ack("keys", ring.keys)
-    log_runs(store.ledger, (run_of(Identity(store.seed).peer, 256, 10, b""),), ack)
-    write(store, store.record.sequence + 1, ack)
+    more = ring.plus([ring.new_key()])
+    insist(lambda: keyring.save(folder, more))
+    ack("keys", more.keys)
+    insist(lambda: log_runs(store.ledger, (run_of(Identity(store.seed).peer, 256, 10, b""),), ack))
+    insist(lambda: write(store, store.record.sequence + 1, ack))
     return store
 
 
