@@ -15,17 +15,7 @@ from protocols.core import Core
 from protocols.dialling import Dialler
 from protocols.greeting import REFUSALS
 from protocols.limits import EDGE, LAPTOP
-from protocols.messages import (
-    Bye,
-    Contact,
-    ForwardJoin,
-    Goodbye,
-    Neighbour,
-    NeighbourReply,
-    Ping,
-    Pong,
-    Shuffle,
-)
+from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Neighbour, NeighbourReply, Ping, Pong, Shuffle
 from tests.core_harness import SCHEMA, SWARM, Bench, Swarm, address, contact, identity, make_core
 from tests.core_tables import check_tables
 
@@ -189,6 +179,22 @@ def test_a_silent_peer_is_probed_given_up_and_replaced() -> None:
     assert bench.now <= bound + 0.01, "others were heard meanwhile, so it isn't us who are slow"
     assert len([m for m in bench.said(1, effects) if isinstance(m, Ping)]) == LAPTOP.probe_retries_max + 1
     assert dials(bench.all) == [fx.Dial(identity(6).peer, (address(6),))]
+
+
+def test_a_node_that_is_slow_itself_gives_a_silent_peer_more_time() -> None:
+    took = []
+    for late in (0, 6):
+        bench = Bench()
+        bench.befriend(1, 2)
+        for _ in range(late):
+            bench.tick(max(0.0, bench.core.deadline - bench.now) + 2 * LAPTOP.late_tick_s)
+            bench.say(1, Pong(1))
+        began = bench.now
+        while identity(1).peer in bench.active:
+            bench.tick(max(0.0, bench.core.deadline - bench.now))
+            bench.say(2, Ping(1))
+        took.append(bench.now - began)
+    assert took[1] > 1.5 * took[0]
 
 
 def test_any_frame_is_a_sign_of_life_and_a_pong_gives_a_round_trip_time() -> None:
