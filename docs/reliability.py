@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "reliability.json"
 PAGE = ROOT / "RELIABILITY.md"
 FIGURES_MAX = 4  # measured besides, in one row
-UNSHOWN = ("key", "failed", "of", "took_s", "life")  # told otherwise
+UNSHOWN = ("key", "failed", "of", "took_s", "life", "left")  # told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,22 @@ RUNS = (
         "bit rot",
         "python -m pytest -q tests/test_bit_rot.py",
         "python -m pytest -q tests/test_bit_rot.py",
-        (Row("bit rot", "one random bit flipped in a stored file: not noticed"),),
+        (Row("bit rot", "one random bit flipped in a stored file, whichever: used as if nothing were wrong"),),
+        {"P2PNODE_BIT_FLIPS": "1000"},
+        {"P2PNODE_BIT_FLIPS": "50"},
+    ),
+    Run(
+        "full disk",
+        "python -m pytest -q tests/test_full_disk.py",
+        "python -m pytest -q tests/test_full_disk.py",
+        (
+            Row(
+                "disk full",
+                "a disk that is full, or fails, at any step of a node's life, for a while: something lost, or no way on",
+            ),
+        ),
+        {"P2PNODE_DISK_SEEDS": "10"},
+        {"P2PNODE_DISK_SEEDS": "1"},
     ),
     Run(
         "same bits",

@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.planted.bugs import Bug, Misplanted, bugs, copy_tree
 from tests.tally import tally
 
-TEST_S_MAX = 60  # of one test: a bug may well make it wait for ever
+TEST_S_MAX = 120  # of one test: a bug may well make it wait for ever
 RUN_S_MAX = 900  # of one run of tests
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+\.py::.+?)(?: - .*)?$", re.MULTILINE)
 COLLECTION = re.compile(r"^ERROR (tests/\S+\.py)(?: - .*)?$", re.MULTILINE)
