@@ -265,6 +265,12 @@ def summed(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in found.items() if entry["of"]}
 
 
+def read() -> dict[str, dict[str, Any]]:
+    """What is kept."""
+    kept: dict[str, dict[str, Any]] = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+    return kept
+
+
 def place(run: Run, key: str) -> str:
     """Under which name a count is kept: some promises are tried by several runs."""
     return f"{run.name}: {key}"
@@ -364,11 +370,11 @@ def main(arguments: Sequence[str]) -> int:
         for run in runs:
             print(f"{run.name}: {run.short if options.short else run.command}")
         return 0
-    kept: dict[str, dict[str, Any]] = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
     sound = True
     for run in runs:
         found, ended_well = carry_out(run, short=options.short)
         sound = sound and ended_well and not any(entry["failed"] for entry in found.values())
+        kept = read()  # anew: another of these commands may have written meanwhile
         kept |= {place(run, row.key): found[row.key] for row in run.rows if row.key in found}
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
         PAGE.write_text(render(kept), "utf-8")
