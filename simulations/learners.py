@@ -24,7 +24,7 @@ from p2pnode.task import Shard, Task, make
 from p2pnode.tasks.samples import Samples
 from protocols import tensors
 from protocols.identity import PeerId
-from protocols.merging import BadInput, rule_named
+from protocols.merging import BadInput, fitted, rule_named
 from protocols.merkle import Digest
 from protocols.recipe import Recipe
 from protocols.settings import swarm_digest
@@ -76,6 +76,9 @@ class Learners:
         self._tasks = tasks
         self.recipe = None if scenario.protocol == "models" else _recipe(scenario, tasks[0].scalars)
         self.parameters = sum(parameter.numel() for parameter in tasks[0].model.parameters())
+        if self.recipe is None:
+            few = self._data[0][0][:VALIDATION_SAMPLES_MAX]
+            self._rule = fitted(self._rule, self.schema, self.fleet.row(0), lambda m: next(self.fleet.outputs([dict(m)], few)))
         self._metric = tasks[0].metric or _accuracy
         self._test = Samples(tasks[0].test_data, CPU).take(range(min(scenario.test_samples, _length(tasks[0]))))
         if tasks[0].metric is None and self._test[1].is_floating_point():

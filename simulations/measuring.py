@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from protocols.core import Snapshot
 from simulations import topology
 from simulations.checks import LOOK_S, isolated
+from simulations.fleet import State
 from simulations.ledger_checks import Ending, LedgerChecks, per_link
 from simulations.node import Node, Surroundings
 from simulations.result import Point, Result
 from simulations.scenario import Scenario
 from simulations.swarm import Swarm
+
+SPREAD_SHARE = 3  # models' distances are measured over the last of so many parts of the healed phase
 
 
 class Measuring:
@@ -28,6 +33,7 @@ class Measuring:
         self._began = time.perf_counter()
         self._series: list[Point] = []
         self._settled: float | None = None  # when all ledgers were equal for the first time after the pause
+        self._spreads: list[float] = []  # over the last third of the healed phase
         self._harm: float | None = None  # when the network was last whole again, or the disaster was
         self._apart: float | None = None  # the last look since then at which somebody was alone or the overlay in parts
 
@@ -45,6 +51,8 @@ class Measuring:
         for node, seen in living:
             around.checks.look(now, node.index, seen)
             around.checks.table(now, node.index, "links", around.network.links_of(node), around.limits.links_max)
+        if self._scenario.heal_s and now > self._scenario.seconds - self._scenario.heal_s / SPREAD_SHARE:
+            self._spreads.append(spread([node.model() for node, _ in living]))
         if self._harm is not None and self._components(living) > 1:
             self._apart = now
 
@@ -90,6 +98,7 @@ class Measuring:
             isolated=alone,
             components=parts,
             rejoined_s=self._rejoined(),
+            spread=round(sum(self._spreads) / len(self._spreads), 6) if self._spreads else None,
             happened=dict(sorted(happened.items())),
             faults=dict(sorted(faults.items())),
             violations=around.checks.sentences,
@@ -110,9 +119,22 @@ class Measuring:
             checks.violated(now, index, "L1", "ends without an active peer")
         if parts - len(alone) > 1 and scenario.mends:
             checks.violated(now, None, "L1", f"the overlay ends in {parts} parts")
+        if scenario.heal_s:
+            self._tables()
         accuracy = self._series[-1].accuracy_mean if self._series else 0.0
         if accuracy < scenario.target_accuracy:
             checks.violated(now, None, "promise", f"mean accuracy ends at {accuracy:.3f}, below {scenario.target_accuracy}")
+
+    def _tables(self) -> None:
+        """L4: after healing nobody holds on to what nobody needs, and honest nodes have forgiven each other."""
+        now, checks, limits = self._around.world.now, self._around.checks, self._around.limits
+        living = self._swarm.living()
+        honest = {node.peer for node, _ in living}
+        for node, seen in living:
+            checks.table(now, node.index, "blobs at the end", node.blobs, seen.blobs_held + 1)
+            checks.table(now, node.index, "half blobs at the end", node.halves, seen.fetches + seen.parked)
+            if grey := [one for one in seen.peers if one.peer in honest and one.score >= limits.penalty_graylist]:
+                checks.violated(now, node.index, "L4", f"still shuns {len(grey)} honest nodes")
 
     def _ending(self, ledgers: LedgerChecks, living: list[tuple[Node, Snapshot]]) -> Ending:
         """What shared-seed mode came to; L2 where the scenario promises it."""
@@ -137,3 +159,12 @@ class Measuring:
         ]
         old = [node.index for node, _ in living if self._around.world.now - node.born >= self._scenario.grace_s]
         return topology.components(sorted(number.values()), links, old)
+
+
+def spread(states: Sequence[State]) -> float:
+    """How far models are from each other: their mean distance from their mean, as a share of its length."""
+    if not states:
+        return 0.0
+    rows = torch.stack([torch.cat([value.flatten().float() for value in state.values()]) for state in states])
+    mean = rows.mean(0)
+    return float((rows - mean).norm(dim=1).mean() / mean.norm().clamp_min(1e-12))

@@ -248,6 +248,16 @@ class Node:
         held = limits.serve_models_max + limits.models_ready_max + limits.carry_models_max + self._around.merge_inputs_max
         check(now, self.index, "blobs", len(self._blobs), held + 2)  # the present model, and the next one
 
+    @property
+    def blobs(self) -> int:
+        """Whole models that are here."""
+        return len(self._blobs)
+
+    @property
+    def halves(self) -> int:
+        """Models of which a part is here."""
+        return len(self._partials)
+
     def violated(self, rule: str, text: str) -> None:
         """Note that this node breaks a rule."""
         self._around.checks.violated(self._around.world.now, self.index, rule, text)

@@ -52,6 +52,8 @@ class Result:
     # from the disaster, or the end of a partition or of islands, until the overlay was one with every node older than `grace_s`
     # in it, and stayed so; to a second (`checks.LOOK_S`). None: nothing of the kind happened, or it isn't one at the end
     rejoined_s: float | None = None
+    spread: float | None = None  # how far models were from each other at the end of the healed phase (`measuring.spread`)
+    spread_control: float | None = None  # the same in the run without faults, where there was one
     happened: dict[str, int] = field(default_factory=dict)  # how often what went wrong that the scenario draws at random
 
     @property

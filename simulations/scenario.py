@@ -18,11 +18,15 @@ from protocols.gossip import GossipSettings
 from protocols.limits import LAPTOP, Limits
 from protocols.settings import ScalarSettings
 from simulations import faults
+from simulations.drawing import drawn
 from simulations.errors import ScenarioError
 from simulations.faults import Faults
 from simulations.keys import check_range, nearest, one_of, typed, within
 
 SHIPPED = Path(__file__).parent / "scenarios"
+REGRESSIONS = SHIPPED / "regressions.toml"  # no scenario, but seeds of some
+
+KEPT = ("heal_s", "grace_s", "repair")  # of the keys of misfortune, in a control run
 
 TOPOLOGIES = ("overlay", "fully_connected", "ring", "k_regular", "erdos_renyi", "barabasi_albert")
 PROTOCOLS = ("models", "scalars")
@@ -35,6 +39,7 @@ class Scenario(Faults):
 
     name: str = "unnamed"
     seed: int = within(1, 0, 2**63 - 1)
+    draw: str = one_of("", "swarm")  # swarm: each seed draws its own faults (simulations/drawing.py)
     nodes: int = within(20, 1, 5000)
     seconds: float = within(60.0, 0.001, 10_000_000)
 
@@ -145,6 +150,12 @@ class Scenario(Faults):
             for one in [index for index in range(self.nodes) if self.island(index) == island][: self.bootstraps]
         )
 
+    @property
+    def control(self) -> Scenario:
+        """The same run without any faults."""
+        off: dict[str, Any] = {one.name: one.default for one in fields(Faults) if one.name not in KEPT}
+        return replace(self, draw="", **off)
+
     def gossip(self) -> GossipSettings:
         """The part the core is told."""
         share = self.self_weight or None
@@ -182,13 +193,23 @@ def load(source: str, changes: Iterable[str] = (), seed: int | None = None) -> S
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"scenario {source} isn't TOML: {error}; correct it there.") from None
     values.setdefault("name", path.stem)
+    changed: dict[str, Any] = {"limits": values["limits"]} if "limits" in values else {}
     for change in changes:
-        _set(values, change)
+        _set(changed, change)
     if seed is not None:
-        values["seed"] = seed
+        changed["seed"] = seed
+    if {**values, **changed}.get("draw") == "swarm":
+        values |= _drawn({**values, **changed})
+    values |= changed
     if isinstance(trace := values.get("contacts"), str) and (path.parent / trace).is_file():
         values["contacts"] = str(path.parent / trace)
     return build(values)
+
+
+def _drawn(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the seed of a scenario draws. Raises ScenarioError when that scenario isn't one."""
+    undrawn = build({**values, "draw": ""})
+    return drawn(undrawn.seed, undrawn.seconds, undrawn.heal_s)
 
 
 def build(values: Mapping[str, Any]) -> Scenario:
@@ -202,7 +223,7 @@ def build(values: Mapping[str, Any]) -> Scenario:
 
 def shipped() -> list[str]:
     """Names of the scenarios that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+    return sorted(path.stem for path in SHIPPED.glob("*.toml") if path != REGRESSIONS)
 
 
 def _find(source: str) -> Path:
