@@ -25,7 +25,7 @@ from tests.processes import P2PNODE, ROOT, alive, environment
 READY_S_MAX = 240.0  # a start on a machine that does much else; else 4
 UNTIL_S_MAX = 120.0  # likewise; else 1
 LOOK_S = 0.05  # between two looks at a daemon's status: the control API answers questions and tells nothing by itself
-TASK = f"{ROOT / 'tests' / 'soak' / 'task.py'}:make_task"
+TASK = "tests.soak.task:make_task"
 CHECKPOINT_EVERY = "checkpoint_every_s" if "checkpoint_every_s" in Config.__dataclass_fields__ else "save_every_s"
 
 Status = dict[str, Any]
