@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from p2pnode.task import Task
 from p2pnode.tasks.samples import Samples
+from protocols.tensors import Model
 
 EVALUATION_BATCH = 1000  # test samples at a time: bounds memory, large enough to be fast
 
@@ -38,6 +40,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.eval()
     with torch.no_grad():
         yield
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Callable[[Model], object]:
+    """What `model` would make of `inputs` with other values in its tensors."""
+
+    def outputs(state: Model) -> object:
+        with evaluating(model):
+            return functional_call(model, dict(state), (inputs,))
+
+    return outputs
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from p2pnode.checkpoint_files import CheckpointFile, Tensors, generators, put_back_generators, write_checkpoint
 from p2pnode.errors import ConfigError, DiskError
-from p2pnode.evaluating import evaluating, tested
+from p2pnode.evaluating import evaluating, outputs_of, tested
 from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
 from p2pnode.pulse import Pulse
 from p2pnode.pupil import Pupil
@@ -36,7 +36,7 @@ from p2pnode.task import Shard, make
 from p2pnode.tasks.samples import Samples
 from p2pnode.trainer_results import CheckpointResult, Evaluation, MergeResult, Ready, TrainerSettings, TrainResult
 from protocols import tensors
-from protocols.merging import BadInput, MergeRule, rule_named
+from protocols.merging import BadInput, MergeRule, fitted, rule_named, unmatched
 from protocols.merkle import Digest, Tree
 
 PROTOCOLS = ("models", "scalars", "both")
@@ -79,6 +79,10 @@ class Learner:
         self.samples = samples = Samples(self.task.train_data, self.device)
         self.validation = samples.take(_random(settings, 4).permutation(len(samples))[:VALIDATION_SAMPLES_MAX])
         self.untrained_loss = self._validation_loss(model)
+        if settings.protocol == "models":
+            self.rule = fitted(self.rule, self.schema, tensors.state_of(model), outputs_of(model, self.validation[0]))
+        else:  # the units of a sum that is added to the model have an order of their own
+            self.rule = unmatched(self.rule)
         self.alone = None
         if settings.measure_alone and settings.protocol != "scalars":
             self.alone = self._pupil(copy.deepcopy(model), 0)

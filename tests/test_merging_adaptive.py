@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protocols.merging import Adaptive, Aligned, BadInput, DecDiff, FedAvg, VarianceCorrected, fitted
+from protocols.merging import Adaptive, Aligned, BadInput, DecDiff, FedAvg, VarianceCorrected, fitted, unmatched
 from protocols.merging.adaptive import AGREE_MIN, SAMPLE, agreement
 from protocols.merging.decdiff import bounded_step
 from protocols.merging.symmetry import chain_of, reordered
@@ -124,6 +124,8 @@ def test_a_rule_fits_the_architecture_or_goes_without_matching() -> None:
         found = [fitted(rule, schema, own, lambda state, module=module: outputs_of(module, inputs, state)) for rule in rules]
         without = [Adaptive(aligning=False), VarianceCorrected(), DecDiff(), VarianceCorrected()]
         assert found == (list(rules) if sound else without)
+        assert [unmatched(rule) for rule in rules] == without
+        assert fitted(Adaptive(), schema, own, lambda state: (torch.zeros(3),)) == Adaptive(aligning=False)
 
 
 @examples

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from difflib import SequenceMatcher
 
-from torch import Tensor
-
 from protocols.merging.adaptive import Adaptive
 from protocols.merging.aligned import Aligned
 from protocols.merging.base import BadInput, MergeRule
@@ -30,6 +28,7 @@ __all__ = [
     "VarianceCorrected",
     "fitted",
     "rule_named",
+    "unmatched",
 ]
 
 _ALL: tuple[MergeRule, ...] = (Adaptive(), VarianceCorrected(), FedAvg(), DecDiff(), Aligned(), Aligned(DecDiff()))
@@ -44,14 +43,20 @@ def rule_named(name: str) -> MergeRule:
     raise ValueError(f"there is no merge rule '{name}'; take one of {', '.join(nearest)}")
 
 
-def fitted(rule: MergeRule, schema: Schema, model: Model, outputs: Callable[[Model], Tensor]) -> MergeRule:
+def fitted(rule: MergeRule, schema: Schema, model: Model, outputs: Callable[[Model], object]) -> MergeRule:
     """`rule`, without matching of units where that would change what a model of this architecture computes.
 
     `outputs`: what a model makes of some fixed inputs, in evaluation mode; asked `symmetry.CHECKS` + 1 times at most.
     """
+    without = unmatched(rule)
+    return rule if without == rule or holds(schema, model, outputs) else without
+
+
+def unmatched(rule: MergeRule) -> MergeRule:
+    """`rule` with all units left where they are, for models that are more than their tensors: a sum that others add to, say."""
     match rule:
-        case Aligned() if not holds(schema, model, outputs):
+        case Aligned():
             return rule.inner
-        case Adaptive(aligning=True) if not holds(schema, model, outputs):
+        case Adaptive():
             return Adaptive(aligning=False)
     return rule

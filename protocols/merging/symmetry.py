@@ -90,21 +90,26 @@ def reordered(chain: Chain, model: Model, orders: Sequence[Order]) -> Mapping[st
     return _Reordered(chain, model, orders)
 
 
-def holds(schema: Schema, model: Model, outputs: Callable[[Model], Tensor]) -> bool:
+def holds(schema: Schema, model: Model, outputs: Callable[[Model], object]) -> bool:
     """Whether `model` computes the same with its hidden units in other orders. `outputs`: what it makes of some inputs.
 
-    What the schema can't tell shows here: skip connections, groups, ties. True where nothing can be reordered.
+    What the schema can't tell shows here: skip connections, groups, ties. True where nothing can be reordered; False where the
+    layers are no chain, and where outputs aren't a tensor and can't be compared.
     """
     try:
         chain = chain_of(schema)
     except NotAChain:
         return False
-    expected = outputs(model).to(torch.float64)
+    expected = outputs(model)
+    if not isinstance(expected, Tensor):
+        return False
+    expected = expected.to(torch.float64)
     for seed in range(CHECKS):
         rng = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(width, generator=rng) for width in chain.widths]
-        found = outputs(dict(reordered(chain, model, orders))).to(torch.float64)
-        if not bool((found - expected).norm() <= NEAR * expected.norm()):
+        found = outputs(dict(reordered(chain, model, orders)))
+        assert isinstance(found, Tensor), "as before"
+        if not bool((found.to(torch.float64) - expected).norm() <= NEAR * expected.norm()):
             return False
     return True
 
