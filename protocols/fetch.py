@@ -72,6 +72,7 @@ class Source:
     asked: set[int] = field(default_factory=set)  # and not here yet
     late: int = 0  # chunks that it was asked for and another has delivered since; they will come all the same
     asked_ever: int = 0
+    ahead: int = 0  # chunks of other blobs that its line owed when it was last heard: they may all come first
     pace_s: float | None = None
     delivered: int = 0  # since its link came up
     cap: int | None = None  # after a broken link: how many it had delivered until then
@@ -79,6 +80,7 @@ class Source:
     def delivers(self, now: float) -> None:
         """A chunk has come."""
         self.line.delivers(now)
+        self.ahead = self.line.owes
         self.delivered += 1
         took_s = now - self.heard
         self.pace_s = took_s if self.pace_s is None else self.pace_s + PACE_WEIGHT * (took_s - self.pace_s)
@@ -180,7 +182,8 @@ class Fetch:
     def _patience_ends(self, source: Source) -> float:
         """When a source that owes chunks has been silent for too long: on its line, or here while it delivers others."""
         patience_s = source.line.patience_s(self._limits)
-        here_s = WITHHELD * max(patience_s, self._limits.chunk_gap_s_max)
+        queue_s = 2 * source.ahead * (source.line.chunk_s or 0.0)
+        here_s = WITHHELD * max(patience_s, self._limits.chunk_gap_s_max) + queue_s
         return min(max(source.heard, source.line.heard) + patience_s, source.heard + here_s)
 
     # --- chunks -------------------------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ class Fetch:
 
     def _asked(self, source: Source, first: int, count: int, now: float) -> tuple[int, int]:
         if not source.owes:
-            source.heard = now
+            source.heard, source.ahead = now, source.line.owes
         if not source.line.owes:
             source.line.heard = now
         source.line.owes += count
