@@ -10,13 +10,31 @@ Source: SQLite's file format, section 4 (the WAL: header, frames, salts, cumulat
 from __future__ import annotations
 
 import struct
+from functools import cache
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 HEADER_BYTES = 32
 FRAME_BYTES = 24
 _MAGIC = (0x377F0682, 0x377F0683)  # checksums over little-endian and over big-endian words
 
+_MASK = 0xFFFFFFFF
+_PAGE_BYTES_MAX = 1 << 16
+
 Sums = tuple[int, int]
+
+
+def _fibonacci(count: int) -> NDArray[np.uint32]:
+    """F(-1), F(0), F(1) … mod 2^32."""
+    found = [1, 0]
+    while len(found) < count:
+        found.append((found[-1] + found[-2]) & _MASK)
+    return np.array(found, np.uint32)
+
+
+_FIBONACCI = _fibonacci(_PAGE_BYTES_MAX // 4 + 3)
 
 
 def damage_of(path: Path) -> str | None:
@@ -29,8 +47,8 @@ def damage_of(path: Path) -> str | None:
         return None
     magic, _, page_bytes = struct.unpack_from(">III", data.ljust(HEADER_BYTES, b"\0"))
     order = "<" if magic == _MAGIC[0] else ">"
-    sums = _sums(data[: HEADER_BYTES - 8], (0, 0), order)
-    if magic not in _MAGIC or data[24:HEADER_BYTES] != struct.pack(">II", *sums):
+    sums = _sums(data[: HEADER_BYTES - 8].ljust(HEADER_BYTES - 8, b"\0"), (0, 0), order)
+    if magic not in _MAGIC or page_bytes > _PAGE_BYTES_MAX or data[24:HEADER_BYTES] != struct.pack(">II", *sums):
         return "its header is damaged"
     return _frames(memoryview(data), page_bytes, order, sums)
 
@@ -55,10 +73,28 @@ def _frames(data: memoryview, page_bytes: int, order: str, sums: Sums) -> str | 
     return f"it is cut off after frame {len(starts)}" if rest else None
 
 
+@cache
+def _powers(count: int) -> NDArray[np.uint32]:
+    """F(2k-1), F(2k) and F(2k+1), a row each, for k from `count` - 1 down to 0."""
+    return _FIBONACCI[2 * np.arange(count - 1, -1, -1) + np.arange(3)[:, None]]
+
+
 def _sums(data: bytes | memoryview, sums: Sums, order: str) -> Sums:
-    one, two = sums
-    words = struct.unpack(f"{order}{len(data) // 4}I", data)
-    for first, second in zip(words[::2], words[1::2], strict=True):
-        one = (one + first + two) & 0xFFFFFFFF
-        two = (two + second + one) & 0xFFFFFFFF
-    return one, two
+    """SQLite's checksum of `data` (a multiple of 8 bytes), from `sums` on.
+
+    A pair of words (a, b) makes (s, t) into (s + t + a, s + 2t + a + b) mod 2^32: a matrix whose powers are Fibonacci numbers,
+    so the whole is one product. Word by word it takes a second for a log of four megabytes.
+    """
+    words = np.frombuffer(data, f"{order}u4").astype(np.uint32)
+    count = len(words) // 2
+    power = _powers(count)
+    one, two = words[::2], words[::2] + words[1::2]
+    last = _FIBONACCI[2 * count : 2 * count + 3]
+    begun = np.array(sums, np.uint32)
+
+    def total(first: int) -> int:
+        """Of one of the two sums: `first`, its row of the matrix."""
+        own, other = (int((power[first + at] * part).sum(dtype=np.uint64)) for at, part in enumerate((one, two)))
+        return (own + other + int((last[first : first + 2] * begun).sum(dtype=np.uint64))) & _MASK
+
+    return total(0), total(1)

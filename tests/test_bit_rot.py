@@ -19,16 +19,18 @@ from typing import Any
 import pytest
 
 from p2pnode import keyring
+from p2pnode.access import Change
 from p2pnode.blobs import Blobs
 from p2pnode.errors import ConfigError
 from p2pnode.recovery import recover, verified
 from p2pnode.store import Store
+from protocols.identity import PeerId
 from protocols.limits import LAPTOP
 from protocols.memory import Partial, packed, unpacked
 from protocols.merkle import CHUNK_BYTES, Tree
-from protocols.messages import Offer
+from protocols.messages import Contact, Offer
 from protocols.wire import sign_offer
-from tests.store_life import OTHER, SCOPE, checkpoint, first_day, second_day
+from tests.store_life import OTHER, SCOPE, checkpoint, first_day, log_runs, run_of, second_day
 from tests.tally import tally
 
 FLIPS = int(os.environ.get("P2PNODE_BIT_FLIPS", "0"))
@@ -59,6 +61,14 @@ def with_half(store: Store) -> None:
     checkpoint(store, [b"second" * 300], lambda *_: None)
     newest = store.checkpoints.newest
     assert newest is not None
+    store._db.execute("PRAGMA wal_autocheckpoint = 40")
+    for n in range(150):  # so that pages are full of what is read
+        peer = PeerId(random.Random(n).randbytes(32))
+        store.keep(Change(member=peer))
+        store.remember(
+            [Contact(peer, (f"/ip4/192.0.2.{n}/tcp/4001", f"/ip6/2001:db8::{n}/tcp/4001"))], {peer: "/ip4/192.0.2.1/tcp/1"}
+        )
+        log_runs(store.ledger, (run_of(OTHER.peer, 256 + 100 * n, 100),), lambda *_: None)
     memory = replace(unpacked(newest.memory, LAPTOP), partials=(partial,))
     store.commit(replace(newest, memory=packed(memory)))
 
