@@ -35,6 +35,7 @@ from protocols.randomness import Randomness
 from protocols.serving import Shelf
 from protocols.transfer import Transfers
 from protocols.turn import Turn
+from protocols.weights import Standing, merge_weights
 from protocols.wire import check_offer, sign_offer
 
 PENALTY_BAD_OFFER = 40.0  # signed, but impossible: another size than the schema's, an absurd age
@@ -257,12 +258,13 @@ class Gossip:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _merge(self, inputs: tuple[Offer, ...]) -> Merge:
-        own = float(max(1, self.age) * max(1, self._samples))
-        top = own * self._limits.weight_ratio_max
-        weights = [min(top, float(max(1, offer.age) * max(1, offer.samples))) for offer in inputs]
-        share = self._settings.self_weight
-        if share is not None:
-            own = share * sum(weights) / (1 - share)
+        own, weights = merge_weights(
+            Standing(self.age, self._samples),
+            [Standing(offer.age, offer.samples) for offer in inputs],
+            ratio_max=self._limits.weight_ratio_max,
+            own_share_min=self._limits.own_share_min,
+            self_weight=self._settings.self_weight,
+        )
         return Merge(own, tuple(Input(offer.digest, w) for offer, w in zip(inputs, weights, strict=True)))
 
     def _own(self, digest: Digest, size: int, turn: Turn) -> None:
