@@ -210,9 +210,12 @@ class Pulling:
     def on_fetched(self, digest: Digest, turn: Turn) -> None:
         """A blob is whole and verified."""
         fetched = self._fetching.pop(digest, None) or self._parked.pop(digest)
-        self._keep(fetched, turn)
-        self._holdings.release(digest, turn)  # the fetch's own reason
+        if self.is_news(fetched.offer):  # else it was parked, a newer one came first, and then its last chunk after all
+            if (older := self._ready.pop(fetched.offer.author, None)) is not None:
+                self._let_go(older.offer, turn)
+            self._keep(fetched, turn)
         self._carry.take(fetched.signed, fetched.age(turn.now), fetched.sources, turn)
+        self._holdings.release(digest, turn)  # the fetch's own reason
         for link in self._active.values():
             self._tell(link, fetched.offer, turn)
         self.pull(turn)
