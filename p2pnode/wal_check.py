@@ -76,7 +76,8 @@ def _frames(data: memoryview, page_bytes: int, order: str, sums: Sums) -> str | 
 @cache
 def _powers(count: int) -> NDArray[np.uint32]:
     """F(2k-1), F(2k) and F(2k+1), a row each, for k from `count` - 1 down to 0."""
-    return _FIBONACCI[2 * np.arange(count - 1, -1, -1) + np.arange(3)[:, None]]
+    found: NDArray[np.uint32] = _FIBONACCI[2 * np.arange(count - 1, -1, -1) + np.arange(3)[:, None]]
+    return found
 
 
 def _sums(data: bytes | memoryview, sums: Sums, order: str) -> Sums:
