@@ -15,6 +15,7 @@ import typer
 
 from cli.exit_status import ExitStatus
 from cli.render import Screen, count, number, percent, size
+from cli.simulate_seeds import simulate_seeds
 from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def simulate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the learning curves.", metavar="FILE.png")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="So many seeds, from --seed (1) on, over the cores.")
+    ] = None,
 ) -> None:
     """Many nodes on one machine, in virtual time.
 
@@ -53,16 +57,21 @@ def simulate(
     from simulations.scenario import load
 
     screen = Screen(as_json)
+    if seeds is not None:
+        if compare is not None or plot is not None:
+            raise ConfigError("--seeds judges runs and compares or draws none; leave --compare and --plot out.")
+        first = 1 if seed is None else seed
+        raise typer.Exit(simulate_seeds(screen, scenario, changes or [], range(first, first + seeds)))
     try:
         if plot is not None:
             check_plot(plot)
         scenarios = {label: load(scenario, [*(changes or []), *change], seed) for label, change in _variants(compare)}
-        from simulations.simulation import run  # loads torch, so that a wrong flag is told at once
+        from simulations.judging import judged  # loads torch, so that a wrong flag is told at once
 
         results = {}
         for label, one in scenarios.items():
             with _progress(screen, label or one.name, one) as progress:
-                results[label or one.name] = run(one, progress)
+                results[label or one.name] = judged(one, progress)
     except ScenarioError as error:
         raise ConfigError(str(error)) from None
     if plot is not None:

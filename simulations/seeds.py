@@ -16,35 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from simulations.result import Result
-from simulations.scenario import Scenario, load
-from simulations.simulation import run
+from simulations.scenario import load
 
 SEED_S_MAX = 600.0  # of real time for one seed; then it counts as one that never ends
-SPREAD_TIMES_MAX = 3.0  # models may end so many times as far from each other as without faults … (see `judged`)
-SPREAD_SLACK = 0.02  # … and so much more
 ROOT = Path(__file__).resolve().parent.parent
 
 Told = Callable[[int], None]  # how many seeds are done
-
-
-def judged(scenario: Scenario) -> Result:
-    """The run of a scenario that draws, and its violations, among them L3: are models as close as in the run without faults?"""
-    result = run(scenario)
-    if not scenario.draw or scenario.protocol != "models":
-        return result
-    control = run(scenario.control)
-    assert result.spread is not None, "who draws heals"
-    assert control.spread is not None, "as its control"
-    bound = control.spread * SPREAD_TIMES_MAX + SPREAD_SLACK
-    if result.spread > bound:
-        text = f"L3 at {scenario.seconds:.3f} s: models end {result.spread:.3f} apart, without faults {control.spread:.3f}"
-        result = replace(result, violations=[*result.violations, text])
-    return replace(result, spread_control=control.spread)
 
 
 def brief(result: Result) -> dict[str, Any]:
@@ -148,6 +129,8 @@ def _lines() -> Iterator[int]:
 
 def main(source: str, *changes: str) -> None:
     """A worker: seeds in, documents out."""
+    from simulations.judging import judged  # loads torch, which who only asks needn't
+
     for seed in _lines():
         print(json.dumps(brief(judged(load(source, changes, seed)))), flush=True)
 

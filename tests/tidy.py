@@ -100,7 +100,7 @@ def _edge_allowed(source: Source, name: str) -> bool:
             return _within(name, "p2pnode", "protocols")
         case "simulations":
             return _within(name, "simulations", "protocols", "p2pnode.task", "p2pnode.tasks", "p2pnode.errors")
-        case "cli" if source.path == "cli/simulate.py":
+        case "cli" if source.path in ("cli/simulate.py", "cli/simulate_seeds.py"):
             return _within(name, "cli", "p2pnode", "protocols", "simulations")
         case "cli":
             return _within(name, "cli", "p2pnode")
