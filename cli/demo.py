@@ -89,7 +89,7 @@ def demo(
     alpha: Annotated[float, typer.Option(min=0, help="Dirichlet concentration of labels: 0.3 is far from IID, 0 IID.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the data and the common start.")] = 0,
     protocol: Annotated[str, typer.Option(help="What they exchange: models, or scalars, a byte a gradient.")] = MODELS,
-    merge: Annotated[str, typer.Option(help="Merge rule: VarianceCorrected or FedAvg.")] = "VarianceCorrected",
+    merge: Annotated[str, typer.Option(help="Merge rule: Adaptive, VarianceCorrected or FedAvg.")] = "Adaptive",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep the nodes' data folders here.", metavar="DIR")] = None,
 ) -> None:

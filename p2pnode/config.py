@@ -110,7 +110,7 @@ class Config:
     models_every_s: float = _key(
         600.0, "Both: least seconds from one round of training and exchange of models to the next. Guess.", low=0, high=86_400
     )
-    merge: str = _key("VarianceCorrected", "Merge rule: VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
+    merge: str = _key("Adaptive", "Merge rule: Adaptive, VarianceCorrected, or FedAvg (plain weighted mean).", empty=False)
     local_steps: int = _key(
         20, "Optimizer steps from one offer to peers to the next; with scalars, gradients measured in a row. Guess.", low=1
     )

@@ -27,7 +27,7 @@ class TrainerSettings:
     shard_seed: int = 0
     alpha: float | None = None
     init_seed: int | None = None
-    merge: str = "VarianceCorrected"
+    merge: str = "Adaptive"
     device: str = "auto"
     threads: int = 1
     measure_alone: bool = False

@@ -76,7 +76,8 @@ class Limits:
     # off for 80 % of a run, docs/figures/README.md, partition_heal).
     weight_ratio_max: float = 16.0
     # Who meets much older models than its own keeps this share of a merge: with a third a node that was off for 80 % of a run
-    # still knows a class that only it had seen (54 % of it right before and after its first merge), with a fifth nothing of it.
+    # still knows some of a class that only it had seen (54 % of it before its first merge, 28 to 54 % after it), with a fifth
+    # nothing. From the third round on it has it all again, whatever the share.
     own_share_min: float = 1 / 3
     # An offer waits so long for its fetch, and a model for its merge, or for three of our rounds where these take longer; a fetch
     # may take longer as long as it moves, but then gives its place to others (guess).

@@ -28,8 +28,8 @@ from protocols.merging.symmetry import Axis, Chain, NotAChain, Order, chain_of, 
 from protocols.merging.variance_corrected import VarianceCorrected
 from protocols.tensors import Model, Schema, check_form, check_names, working_dtype
 
-WIDTH_MAX = 2048  # units of a layer that are matched; of a wider one they stay where they are (2,048: 2 s and 100 MB a pass)
-PASSES_MAX = 4  # over all layers: the first and three sweeps (measured in papers.md 13.5; most models are done after two)
+WIDTH_MAX = 1024  # units of a layer that are matched; of a wider one they stay where they are (1,024: 0.4 s a pass, 2,048: 2 s)
+PASSES_MAX = 4  # over all layers: the first and three sweeps (as in papers.md 13.5)
 
 
 @dataclass(frozen=True, slots=True)
