@@ -65,7 +65,7 @@ class Scenario(Faults):
     threads: int = within(1, 1, 256)
 
     # how it is learned
-    merge: str = "VarianceCorrected"
+    merge: str = "Adaptive"
     local_steps: int = within(20, 1, 100_000)
     fan_out: int = within(2, 1, 5000)
     merge_inputs_max: int = within(4, 1, 5000)
