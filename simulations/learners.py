@@ -98,7 +98,7 @@ class Learners:
             raise ScenarioError(str(error)) from None
         if index not in shards:
             samples = Samples(task.train_data, CPU)
-            shards[index] = samples.take(range(len(samples)))
+            shards[index] = samples.take(self._some(index, len(samples)))
             if scenario.disjoint_classes:
                 shards[index] = _classes(shards[index], scenario.island(row), scenario.islands)
         if scenario.batch_size:
@@ -113,6 +113,13 @@ class Learners:
         if scenario.pretrain_steps:
             self._pretrain(task.model)
         return task
+
+    def _some(self, index: int, count: int) -> Sequence[int]:
+        """Which of a node's samples it learns from."""
+        wanted = self._scenario.node_samples
+        if not 0 < wanted < count:
+            return range(count)
+        return sorted(self._world.randomness("samples", index).sample(range(count), wanted))
 
     def _network(self, task: Task, inputs: Tensor, targets: Tensor, init: int) -> nn.Module:
         """The scenario's model for this data, its weights drawn from seed `init`."""

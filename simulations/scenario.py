@@ -46,6 +46,7 @@ class Scenario(Faults):
     # what is learned
     task: str = "digits"
     alpha: float = within(0.0, 0, 1e6)  # Dirichlet concentration of label skew; 0: IID
+    node_samples: int = within(0, 0, 10_000_000)  # each node learns from so many of its part of the data, at random; 0: from all
     same_init: bool = False  # True: everybody (of an island) starts from the same parameters
     hidden: tuple[int, ...] = ()  # widths of an MLP that replaces the task's model (Xavier-uniform, zero biases); (): task's own
     convolutional: bool = False  # True: a small CNN replaces the task's model, whose inputs are square images

@@ -21,7 +21,7 @@ from protocols.limits import LAPTOP, Limits
 from protocols.merkle import Digest
 from protocols.messages import Contact
 from simulations.network import Network, address_of
-from simulations.rules import Rules
+from simulations.rules import Drop, Kind, Packet, Rules
 from simulations.topology import components
 from simulations.world import World
 from tests.core_harness import identity
@@ -33,12 +33,16 @@ SILENCE = "no sign of life"  # why a peer is dropped that is taken for dead
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A peer was given up for dead. `why`: what it really was, dead, paused or healthy."""
+    """A peer was given up for dead. `really`: what it was, dead, paused or healthy.
+
+    `others_reach`: another active peer of ours would have had an answer from it, so that an indirect probe would have kept it.
+    """
 
     at: float
     by: int
     peer: int
-    why: str
+    really: str
+    others_reach: bool
 
 
 class Machine:
@@ -190,14 +194,20 @@ class Overlay:
         """A core said something to people."""
         self.counts[kind.name] += 1
         if kind is fx.Kind.LEFT and text == SILENCE and peer is not None:
-            self.deaths.append(Death(self.world.now, by, self._number[peer], self.why_silent(by, self._number[peer])))
+            self.deaths.append(self._death(by, self._number[peer]))
 
-    def why_silent(self, by: int, peer: int) -> str:
-        """What a silent peer really is; told more exactly by those who know the rules in force."""
-        node = self.nodes[peer]
-        if not node.alive:
-            return "dead"
-        return "paused" if self.world.now < node.paused_until else "healthy"
+    def _death(self, by: int, peer: int) -> Death:
+        now, node = self.world.now, self.nodes[peer]
+        paused = now < node.paused_until
+        helped = any(self._talk(by, one) and self._talk(one, peer) for one in self.active(by) - {peer})
+        really = "dead" if not node.alive else "paused" if paused else "healthy"
+        return Death(now, by, peer, really, node.alive and not paused and helped)
+
+    def _talk(self, one: int, other: int) -> bool:
+        """Whether frames pass both ways between two nodes at this moment."""
+        ways = ((one, other), (other, one))
+        packets = (Packet(Kind.FRAME, source, target, 0, self.world.now) for source, target in ways)
+        return not any(isinstance(self.rules.judge(packet), Drop) for packet in packets)
 
     # --- looking in ---------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from tests.tally import tally
 
 SHAPES = ("halves", "lopsided", "one", "one_way", "bridge", "flapping")
 SEEDS = int(os.environ.get("P2PNODE_PARTITION_SEEDS", "1"))
-SPANS = [float(span) for span in os.environ.get("P2PNODE_PARTITION_SPANS", "10,300").split(",")]
+SPANS = [float(span) for span in os.environ.get("P2PNODE_PARTITION_SPANS", "10,120").split(",")]
 NODES = int(os.environ.get("P2PNODE_PARTITION_NODES", "12"))
 SETTLE_S = 60.0  # before anything goes wrong
 TOGETHER_S = 2 * LAPTOP.shuffle_s  # within which the overlay has to be one again
