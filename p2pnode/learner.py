@@ -97,7 +97,7 @@ class Learner:
         if settings.protocol != "models":
             self._share_seeds(model, samples)
         if saved is not None and saved.whole:
-            self._go_on(saved)
+            self._go_on(saved, needed=handed is None)
 
     def _pupil(self, model: nn.Module, steps: int) -> Pupil:
         pupil = Pupil(self.task, model, self.samples, _random(self.settings, 3, steps), self.hurry, self.pulse)
@@ -264,9 +264,16 @@ class Learner:
             saved.into(live, "local")
         return saved.steps
 
-    def _go_on(self, saved: CheckpointFile) -> None:
-        """Take up what else decides the next step, as far as it is of this model. Raises ConfigError."""
-        state = saved.state
+    def _go_on(self, saved: CheckpointFile, *, needed: bool) -> None:
+        """Take up what else decides the next step, as far as it is of this model. Raises ConfigError, or makes a remark."""
+        try:
+            self._take_state(saved, saved.state)
+        except ConfigError as error:
+            if needed:
+                raise
+            self.remarks.append(str(error))
+
+    def _take_state(self, saved: CheckpointFile, state: dict[str, Any]) -> None:
         if self.pupil.steps >= saved.steps:
             self.pupil.resume(saved, state.get("pupil"), self.remarks)
         if self.alone is not None and "alone" in state and saved.fits(self.schema, "alone"):

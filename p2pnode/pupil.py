@@ -7,6 +7,8 @@ stopped, to the bit on a CPU. Must never take over half a state: an optimizer is
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ class Pupil:
         self.order = shuffled(len(samples), task.batch_size, rng)
         self.steps = 0
         self._optimizer: Optimizer | None = None
-        self._begun: list[dict[str, Any]] = []  # the optimizer's settings as the task made them
+        self._begun: list[dict[str, Tree]] = []  # the optimizer's settings as the task made them
 
     def forget(self) -> None:
         """A fresh optimizer from now on."""
@@ -96,8 +98,7 @@ class Pupil:
             remarks.append(f"the optimizer's state can't be kept ({error}): after a restart it begins anew")
             return None
         tensors |= own
-        begun = [{key: value for key, value in group.items() if _plain(value)} for group in self._begun]
-        return {"kind": _kind(self._optimizer), "begun": begun, "state": state}
+        return {"kind": _kind(self._optimizer), "begun": self._begun, "state": state}
 
     def resume(self, file: CheckpointFile, tree: Tree, remarks: list[str]) -> None:
         """Go on from what `capture` kept, of the model's state aside, which the caller loads. Raises ConfigError when damaged.
@@ -118,14 +119,14 @@ class Pupil:
         if tree["kind"] != _kind(self.optimizer):
             remarks.append(f"the task has another optimizer than before ({tree['kind']}): it begins anew")
             return
-        fresh, begun = self._begun, tree["begun"]
+        made, now, begun = [dict(group) for group in self.optimizer.param_groups], self._begun, tree["begun"]
         state = unpacked(tree["state"], file.tensor)
         try:
             self.optimizer.load_state_dict(state)
             if not _alike(state, self.optimizer.state_dict()):
                 raise ValueError("it takes it for something else")
-            for group, now, then in zip(self.optimizer.param_groups, fresh, begun, strict=True):
-                group.update({key: value for key, value in now.items() if _plain(value) and then.get(key, value) != value})
+            for group, own, new, old in zip(self.optimizer.param_groups, made, now, begun, strict=True):
+                group.update({key: own[key] for key in new if old.get(key, new[key]) != new[key]})
         except Exception as error:  # code of the user's, maybe
             remarks.append(f"the optimizer doesn't take its state back ({type(error).__name__}: {error}): it begins anew")
             self.forget()
@@ -135,13 +136,18 @@ def _kind(optimizer: Optimizer) -> str:
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
-def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+def _settings(optimizer: Optimizer) -> list[dict[str, Tree]]:
     """What a person may change in a task's code between two runs: then that counts, and not what the checkpoint says."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return [dict(_plain(group)) for group in optimizer.param_groups]
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str)
+def _plain(group: dict[str, Any]) -> Iterator[tuple[str, Tree]]:
+    for key, value in group.items():
+        held: Tensors = {}
+        with suppress(UnwritableError):
+            tree = packed(value, "", held)
+            if not held:
+                yield key, tree
 
 
 def _alike(one: Any, other: Any) -> bool:

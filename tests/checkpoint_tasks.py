@@ -38,6 +38,10 @@ def adam(shard: Shard) -> Task:
     return _task(shard, lambda p: torch.optim.Adam(p, 0.01, amsgrad=True))
 
 
+def adam_with_other_betas(shard: Shard) -> Task:
+    return _task(shard, lambda p: torch.optim.Adam(p, 0.01, betas=(0.5, 0.9), amsgrad=True))
+
+
 def adamw(shard: Shard) -> Task:
     def grouped(parameters: object) -> torch.optim.Optimizer:
         first, *rest = list(parameters)  # type: ignore[call-overload]

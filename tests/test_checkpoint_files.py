@@ -243,6 +243,13 @@ def test_a_changed_task_counts_for_more_than_the_checkpoint(tmp_path: Path) -> N
     slower = learner(tmp_path / "a", "tests.checkpoint_tasks:slower_sgd", tmp_path / "c.safetensors")
     group = slower.pupil.optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], len(slower.pupil.optimizer.state)) == (0.01, 0.7, 6)
+    adam = learner(tmp_path / "d", "tests.checkpoint_tasks:adam")
+    adam.train(2)
+    adam.pupil.optimizer.param_groups[0]["lr"] = 0.5
+    adam.checkpoint(tmp_path / "e.safetensors", {})
+    changed = learner(tmp_path / "f", "tests.checkpoint_tasks:adam_with_other_betas", tmp_path / "e.safetensors")
+    group = changed.pupil.optimizer.param_groups[0]
+    assert (group["betas"], group["lr"], changed.remarks) == ((0.5, 0.9), 0.5, [])
     other = learner(tmp_path / "b", "tests.checkpoint_tasks:adam", tmp_path / "c.safetensors")
     assert other.remarks == ["the task has another optimizer than before (torch.optim.sgd.SGD): it begins anew"]
     assert (other.pupil.steps, len(other.pupil.optimizer.state)) == (3, 0)
@@ -300,6 +307,11 @@ def test_a_restarted_process_takes_the_newest_model_and_the_checkpoint_s_optimiz
     assert (again.pupil.steps, again.tree.digest, again.remarks) == (9, node.tree.digest, [])
     assert {key: raw(value["exp_avg"]) for key, value in again.pupil.optimizer.state_dict()["state"].items()} == moments
     assert again.pupil.order.position() == node.pupil.order.position(), "no sample comes twice"
+    good = path.read_bytes()
+    state = good.replace(b'\\"steps\\":5', b'\\"stepz\\":5')
+    assert state != good
+    path.write_bytes(state)
+    assert "can't be read" in Learner(asked, node.blobs, (blob, 9), threading.Event()).remarks[0]
     path.write_bytes(b"junk")
     third = Learner(asked, node.blobs, (blob, 9), threading.Event())
     assert (third.pupil.steps, third.tree.digest) == (9, node.tree.digest)
