@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,16 +125,20 @@ class Daemon:
         except subprocess.TimeoutExpired:
             raise SoakError(f"{self.name} has not ended within {seconds:.0f} s of {what}:\n{self.tail()}") from None
 
-    def ended(self, seconds: float) -> tuple[int, float]:
-        """Its exit status, within `seconds`, and how long it took; time in which others had the processors is not counted."""
+    def ended(self, seconds: float, below: Iterable[int] = ()) -> tuple[int, float]:
+        """Its exit status, within `seconds`, and how long it took; time in which others had the processors is not counted.
+
+        `below`: the processes that it has to end itself.
+        """
         assert self.process is not None
-        began, before = time.monotonic(), _starved_s(self.pid)
+        pids = (self.pid, *below)
+        began, before = time.monotonic(), _starved_s(pids)
         starved = before
         while time.monotonic() - began < seconds:
             try:
                 status = self.process.wait(LOOK_S)
             except subprocess.TimeoutExpired:
-                starved = max(starved, _starved_s(self.pid))
+                starved = max(starved, _starved_s(pids))
             else:
                 return status, max(0.0, time.monotonic() - began - (starved - before))
         raise SoakError(f"{self.name} has not ended within {seconds:.0f} s:\n{self.tail()}")
@@ -194,12 +198,13 @@ class Daemon:
         return usage(self.pid)
 
 
-def _starved_s(pid: int) -> float:
-    """How long threads of a process were ready to run and had no processor, all together; 0 when it is gone."""
+def _starved_s(pids: Iterable[int]) -> float:
+    """How long threads of processes were ready to run and had no processor, all together; what is gone counts nothing."""
     waited = 0
-    for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):
-            waited += int(thread.read_text().split()[1])
+    for pid in pids:
+        for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                waited += int(thread.read_text().split()[1])
     return waited / 1e9
 
 

@@ -118,7 +118,7 @@ class _Ended:
         log_at = daemon.log.stat().st_size
         daemon.signal(signal.SIGTERM)
         try:
-            status, seconds = daemon.ended(60.0)
+            status, seconds = daemon.ended(60.0, below)
         except SoakError as error:
             self._outcome.tried(TERMS, f"during {moment}: {error}")
             return
