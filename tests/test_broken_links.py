@@ -29,6 +29,7 @@ class Breaking(Swarm):
         self.arrived = Counter[tuple[int, Digest, int]]()
         self.links_used: dict[tuple[int, Digest], set[int]] = {}
         self.sent = 0
+        self.chunk_ms = 10  # that a chunk takes on its sender's line
         self.served = Counter[int]()
         self.free = Counter[int]()  # in milliseconds: when a node's line is free again
 
@@ -42,7 +43,7 @@ class Breaking(Swarm):
             return
         self.sent += 1
         self.served[number] += 1
-        self.free[number] = max(self.free[number], round(self.now * 1000)) + 10
+        self.free[number] = max(self.free[number], round(self.now * 1000)) + self.chunk_ms
         at = self.free[number] / 1000 + LATENCY_S
         self.at(at, other, ev.Frame(identity(number).peer, data), link)
         if self.sent in self.ends:
@@ -125,9 +126,10 @@ def test_a_late_comer_is_served_by_several_who_have_it() -> None:
     for number in range(3):
         swarm.at(swarm.now, 3, ev.PeerDown(identity(number).peer, "cut"))
     sent = Counter[int](swarm.served)
-    swarm.run(20)
+    swarm.chunk_ms = 500  # while it hears the first, the others find it again
+    swarm.run(30)
     assert have(swarm, digest) == {0, 1, 2, 3}
     took = {number: swarm.served[number] - sent[number] for number in range(3)}
     assert sum(took.values()) == 32, "each chunk once"
-    assert sorted(took.values())[1] >= 8, took
+    assert min(took.values()) >= 3, took
     assert set(swarm.arrived.values()) == {1}
