@@ -57,10 +57,10 @@ class Run:
 
     name: str
     command: str
-    short: str
     rows: tuple[Row, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     env_short: Mapping[str, str] = field(default_factory=dict)
+    short: str = ""
 
 
 LOGS = Row("exceptions in logs", "meanwhile: swarms of daemons with an unexpected line in a log, or a count of errors")
@@ -68,7 +68,6 @@ LOGS = Row("exceptions in logs", "meanwhile: swarms of daemons with an unexpecte
 RUNS = (
     Run(
         "crash points",
-        "python -m pytest -q --timeout=0 tests/test_crash_points.py",
         "python -m pytest -q --timeout=0 tests/test_crash_points.py",
         (
             Row(
@@ -82,14 +81,12 @@ RUNS = (
     Run(
         "bit rot",
         "python -m pytest -q --timeout=0 tests/test_bit_rot.py",
-        "python -m pytest -q --timeout=0 tests/test_bit_rot.py",
         (Row("bit rot", "one random bit flipped in a stored file, whichever: used as if nothing were wrong"),),
         {"P2PNODE_BIT_FLIPS": "1000"},
         {"P2PNODE_BIT_FLIPS": "50"},
     ),
     Run(
         "full disk",
-        "python -m pytest -q --timeout=0 tests/test_full_disk.py",
         "python -m pytest -q --timeout=0 tests/test_full_disk.py",
         (
             Row(
@@ -102,7 +99,6 @@ RUNS = (
     ),
     Run(
         "same bits",
-        "python -m pytest -q --timeout=0 tests/test_checkpoint_files.py tests/test_trainer_faults.py",
         "python -m pytest -q --timeout=0 tests/test_checkpoint_files.py tests/test_trainer_faults.py",
         (
             Row(
@@ -117,7 +113,6 @@ RUNS = (
     Run(
         "swarm",
         "python -m pytest -q --timeout=0 tests/test_swarm.py -k no_seed_breaks",
-        "python -m pytest -q --timeout=0 tests/test_swarm.py -k no_seed_breaks",
         (Row("swarm seeds", "simulated swarms, each seed with faults of its own: a check broken, or not healed"),),
         {"P2PNODE_SWARM_SEEDS": "2000"},
         {"P2PNODE_SWARM_SEEDS": "200"},
@@ -125,14 +120,12 @@ RUNS = (
     Run(
         "partitions",
         "python -m pytest -q --timeout=0 tests/test_partitions.py -k any_shape",
-        "python -m pytest -q --timeout=0 tests/test_partitions.py -k any_shape",
         (Row("partitions", "simulated partitions of six shapes: not one overlay again within two shuffle intervals"),),
         {"P2PNODE_PARTITION_SEEDS": "200", "P2PNODE_PARTITION_SPANS": "10,300,3600"},
         {"P2PNODE_PARTITION_SEEDS": "10"},
     ),
     Run(
         "probing",
-        "python -m pytest -q --timeout=0 tests/test_probing.py",
         "python -m pytest -q --timeout=0 tests/test_probing.py",
         (
             Row("dead_noticed", "a peer that vanished without a word: not noticed in time"),
@@ -145,7 +138,6 @@ RUNS = (
     Run(
         "kills",
         "python -m tests.soak kills --kills 200",
-        "python -m tests.soak kills --kills 40",
         (
             Row("sigkill states", "SIGKILL of a daemon, half of them while it saves: states that couldn't be read"),
             Row("sequence numbers", "sequence numbers heard by others: said twice, or gone back, after a SIGKILL"),
@@ -153,62 +145,61 @@ RUNS = (
             Row("restarts after sigkill", "restarts that didn't go on learning"),
             LOGS,
         ),
+        short="python -m tests.soak kills --kills 40",
     ),
     Run(
         "terms",
         "python -m tests.soak terms --terms 500",
-        "python -m tests.soak terms --terms 100",
         (
             Row(
                 "sigterm", "SIGTERM under load: another exit status than 0, over 5 s, or a process, socket or temporary file left"
             ),
             LOGS,
         ),
+        short="python -m tests.soak terms --terms 100",
     ),
     Run(
         "trainer",
         "python -m tests.soak trainer --deaths 100",
-        "python -m tests.soak trainer --deaths 20",
         (Row("trainer deaths", "SIGKILL of the training process: training not resumed in 30 s, or the node gone"), LOGS),
+        short="python -m tests.soak trainer --deaths 20",
     ),
     Run(
         "hangs",
         "python -m tests.soak hangs --hangs 8",
-        "python -m tests.soak hangs --hangs 2",
         (Row("trainer hangs", "training processes stopped for good: not replaced, or the node gone"), LOGS),
+        short="python -m tests.soak hangs --hangs 2",
     ),
     Run(
         "pauses",
-        "python -m tests.soak pauses",
         "python -m tests.soak pauses",
         (Row("pauses", "SIGSTOP of a daemon for 1 to 60 s: it didn't come back, or something stale of it was merged"), LOGS),
     ),
     Run(
         "proxy",
         "python -m tests.soak proxy --minutes 5",
-        "python -m tests.soak proxy --minutes 1",
         (Row("proxy faults", "connections cut, delayed or stalled by a proxy: a daemon that didn't recover"),),
+        short="python -m tests.soak proxy --minutes 1",
     ),
     Run(
         "disk",
         "python -m tests.soak disk --fills 20",
-        "python -m tests.soak disk --fills 5",
         (
             Row(
                 "disk full (daemon)",
                 "a full file system under a daemon: it ended, said nothing of it, or didn't go on with space",
             ),
         ),
+        short="python -m tests.soak disk --fills 5",
     ),
     Run(
         "namespaces",
         "python -m tests.soak namespaces --partitions 3",
-        "python -m tests.soak namespaces --partitions 1",
         (Row("namespace partition", "network namespaces cut apart and joined: daemons that didn't find each other again"),),
+        short="python -m tests.soak namespaces --partitions 1",
     ),
     Run(
         "planted",
-        "python -m tests.planted",
         "python -m tests.planted",
         (Row("planted bugs", "bugs planted in the code: not noticed by any test", all_of_them=True),),
     ),
@@ -251,7 +242,7 @@ _OWN = (PAGE.name, KEPT.name)
 
 def carry_out(run: Run, *, short: bool) -> tuple[dict[str, dict[str, Any]], bool]:
     """What the command counted, by key, and whether it ended well."""
-    command = run.short if short else run.command
+    command = (short and run.short) or run.command
     extra = run.env_short if short else run.env
     said = " ".join([*(f"{name}={value}" for name, value in extra.items()), command])
     print(f"--- {run.name}: {said}", file=sys.stderr, flush=True)
@@ -388,7 +379,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = [known[name] for name in options.names] or list(RUNS)
     if options.list:
         for run in runs:
-            print(f"{run.name}: {run.short if options.short else run.command}")
+            print(f"{run.name}: {(options.short and run.short) or run.command}")
         return 0
     sound = True
     for run in runs:

@@ -68,8 +68,8 @@ def test_a_run_replaces_its_own_rows_and_leaves_the_others(
     ]
     said = {"LINES": "".join(json.dumps(line) + "\n" for line in lines)}
     command = f"python -c {json.dumps(code)}"
-    run = script.Run("one", command, "python -c 'raise SystemExit(3)'", (script.Row("a", "A"),), said)
-    monkeypatch.setattr(script, "RUNS", (run, script.Run("two", "python", "python", (script.Row("a", "A"),))))
+    run = script.Run("one", command, (script.Row("a", "A"),), said, short="python -c 'raise SystemExit(3)'")
+    monkeypatch.setattr(script, "RUNS", (run, script.Run("two", "python", (script.Row("a", "A"),))))
     monkeypatch.setattr(script, "KEPT", tmp_path / "kept.json")
     monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
     script.KEPT.write_text(json.dumps({"two: a": entry(0, 7)}), "utf-8")
