@@ -330,7 +330,7 @@ class Core:
             for peer, link in self._links.items()
         )
         parts = (self._members, self._gossip, self._transfers, self._holdings, self._register, self._scalars)
-        return snapshot_of(status, *parts, dict(self._faults))
+        return snapshot_of(status, *parts, dict(self._faults), now)
 
     def memory(self, now: float) -> Memory:
         """What the next core of this node is to remember: to be stored with a checkpoint that was asked for by now."""

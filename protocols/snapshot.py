@@ -73,6 +73,8 @@ class Snapshot:
     faults: dict[str, int] = field(default_factory=dict)
     fetching: tuple[FetchStatus, ...] = ()  # under way, then parked
     parked: int = 0  # half-fetched models that wait for a source
+    carried: int = 0  # models kept for those who are away
+    apart_s: float = 0.0  # for how long we have been short of peers, if for long enough to count
     chunks_late: int = 0  # that came when nobody waited for them any more: what resuming and endgame have wasted
     chunks_asked_again: int = 0  # of a second source, because the first was slow
     bulk: bool = True  # whether models are fetched and served at present
@@ -156,6 +158,7 @@ def snapshot_of(
     register: Register,
     scalars: Scalars | None,
     faults: dict[str, int],
+    now: float,
 ) -> Snapshot:
     """What the parts of a core come to."""
     return Snapshot(
@@ -181,6 +184,8 @@ def snapshot_of(
             *(fetch_status(one, parked=True) for one in transfers.waiting),
         ),
         parked=len(transfers.parked),
+        carried=len(gossip.carry),
+        apart_s=gossip.carry.apart.lasting_s(now),
         chunks_late=transfers.late,
         chunks_asked_again=transfers.again,
         bulk=gossip.pulling.bulk,

@@ -20,6 +20,7 @@ from protocols.messages import Away, Brought, Gone, Have, Neighbour, Revocations
 from protocols.wire import PENALTY_SIGNATURE, Type, sign_revocation
 from tests.core_harness import Bench, Swarm, digest_of, identity, make_core, offer_of
 from tests.core_tables import check_tables
+from tests.scalar_swarm import ScalarSwarm, scalar_core
 
 APART_S = LAPTOP.apart_s_min + 1
 HOUR_S = 3600.0
@@ -428,7 +429,8 @@ def test_the_outbox_outlives_a_restart_and_what_was_not_merged_is() -> None:
     fetch(bench, 1, 2, age_s=50)
     bench.down(1)
     bench.wait(APART_S)
-    assert len(bench.core.memory(bench.now).carried) == 2
+    assert len(bench.core.memory(bench.now).carried) == bench.core.snapshot(bench.now).carried == 2
+    assert bench.core.snapshot(bench.now).apart_s >= APART_S
     bench.restart(HOUR_S)
     assert len(bench.core._carry) == 2
     assert [i.digest for m in Bench.of(fx.Merge, [*bench.tick(), *bench.round("next")]) for i in m.inputs] == [digest_of((2, 1))]
@@ -498,3 +500,25 @@ def test_after_a_restart_its_author_is_asked_first(who: str) -> None:
         bench.say(1, Gone(digest_of("big", BIG)))
         bench.say(1, offer_of(1, 2, "newer", size=BIG))
         assert digest_of("newer", BIG) in {m.digest for m in bench.said(1) if isinstance(m, Want)}
+
+
+# --- the shared-seed mode --------------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_entry_reaches_a_node_with_no_path_at_any_single_moment() -> None:
+    """The ledger carries itself: two who meet compare theirs, and whoever lacks entries asks, whosoever they are."""
+    swarm = ScalarSwarm({i: scalar_core(i, cycle_s=2.0) for i in range(4)}, seed=1)
+    swarm.join()
+    swarm.run(5)
+    author = identity(0).peer
+    swarm.part([0, 1], [2], [3])
+    swarm.run(25)
+    told = swarm.status(0).own_steps
+    for pair, alone in (([1, 2], [[0], [3]]), ([2, 3], [[0], [1]])):
+        swarm.frozen.add(0)
+        swarm.part(pair, *alone)
+        swarm.run(25)
+    assert max(step for who, step in swarm.trainers[1].sum if who == author) > told - 50
+    for step in range(told - 50):
+        assert (author, step) in swarm.trainers[3].sum
+    assert not any("FAULT" in key for key in swarm.counts), swarm.counts
