@@ -193,7 +193,9 @@ def test_sigkill_leaves_no_trainer_and_never_reuses_a_number(daemon: Callable[..
     for _ in range(3):
         one = daemon("a")
         one.wait_ready()
-        status = one.until(lambda s, said=said: s["sequence"] > said + 3)
+        begun = one.status()["sequence"]
+        assert begun >= said
+        status = one.until(lambda s, begun=begun: s["sequence"] > begun + 3)
         one.end(signal.SIGKILL)
         assert stored_sequence(one.folder) >= status["sequence"] - 1, "what was said is stored"
         said = stored_sequence(one.folder)
