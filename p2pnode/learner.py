@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from p2pnode.beginnings import LOCAL_FILE, State, load, open_saved, take_blob, take_saved
 from p2pnode.checkpoint_files import CheckpointFile, Tensors, generators, put_back_generators, write_checkpoint
 from p2pnode.errors import ConfigError, DiskError
 from p2pnode.evaluating import evaluating, outputs_of, tested
-from p2pnode.model_files import map_blob, resume_model, save_model, write_blob
+from p2pnode.model_files import map_blob, save_model, write_blob
 from p2pnode.pulse import Pulse
 from p2pnode.pupil import Pupil
 from p2pnode.scalar_learner import Scalars, agreed_digest, driven, scope_of
@@ -40,10 +41,8 @@ from protocols.merging import BadInput, MergeRule, fitted, rule_named, unmatched
 from protocols.merkle import Digest, Tree
 
 PROTOCOLS = ("models", "scalars", "both")
-LOCAL_FILE = "local.safetensors"  # of before there were checkpoints: a combined model without what is learned from scalars
 VALIDATION_SAMPLES_MAX = 256  # of the local training data, for the gate: one batch, a few milliseconds
 
-State = dict[str, Tensor]
 Received = tuple[Digest, float, State]  # a peer's model with its weight
 
 
@@ -86,9 +85,9 @@ class Learner:
         self.alone = None
         if settings.measure_alone and settings.protocol != "scalars":
             self.alone = self._pupil(copy.deepcopy(model), 0)
-        handed = self._take_blob(model, at)
-        saved = self._open_saved(needed=handed is None)
-        steps = self._take_saved(model, saved) if handed is None or at is None else at[1]
+        handed = take_blob(model, self.schema, at)
+        saved = open_saved(settings, self.schema, self.remarks, needed=handed is None)
+        steps = take_saved(model, settings, saved, blobs.parent) if handed is None or at is None else at[1]
         self.pupil = self._pupil(model, steps)
         torch.manual_seed(int(_random(settings, 5, steps).integers(1 << 62)))  # dropout and the like
         self._handed, self._unhanded_s = steps, 0.0  # steps that others know of, seconds spent on those they don't
@@ -151,7 +150,7 @@ class Learner:
         else:
             loss = math.nan
             before = tensors.decode(self.schema, map_blob(self._blob()))
-            _load(self.pupil.model, before)
+            load(self.pupil.model, before)
             if self.scalars is not None:
                 self.scalars.move_base(before)
             self.pupil.forget()
@@ -224,45 +223,6 @@ class Learner:
         except OSError as error:
             raise DiskError(f"the checkpoint can't be written to {path.parent}: {error}; make room there.") from None
         return CheckpointResult(digest, size, self.pupil.steps, time.perf_counter() - began, tuple(remarks))
-
-    def _open_saved(self, *, needed: bool) -> CheckpointFile | None:
-        """The file to resume from. Raises ConfigError when it can't be used but is needed; else that is a remark."""
-        if self.settings.resume is None:
-            return None
-        try:
-            saved = CheckpointFile(self.settings.resume)
-            if saved.whole and not saved.fits(self.schema, "model"):
-                raise _of_another_task(self.settings.resume, self.settings.task)
-        except ConfigError as error:
-            if needed and self.settings.protocol != "scalars":
-                raise
-            self.remarks.append(str(error))
-            return None
-        return saved
-
-    def _take_blob(self, model: nn.Module, at: tuple[Path, int] | None) -> Tree | None:
-        """Bring `model` to where an earlier process handed it over, if that is still there."""
-        if at is None or not at[0].is_file():
-            return None
-        data = map_blob(at[0]) if at[0].stat().st_size else b""
-        tree = Tree.of(data)
-        if tree.digest.hex() != at[0].name:
-            return None
-        _load(model, tensors.decode(self.schema, data))
-        return tree
-
-    def _take_saved(self, model: nn.Module, saved: CheckpointFile | None) -> int:
-        """Bring `model` to where the file to resume from has it; its steps."""
-        if saved is None or self.settings.protocol == "scalars":  # then all start from one model, and the ledger does the rest
-            return 0
-        if not saved.whole:
-            local = self.blobs.parent / LOCAL_FILE
-            return resume_model(model, local if self.combined and local.is_file() else saved.path, self.settings.task)
-        live = tensors.state_of(model)
-        saved.into(live, "model")
-        if self.combined:
-            saved.into(live, "local")
-        return saved.steps
 
     def _go_on(self, saved: CheckpointFile, *, needed: bool) -> None:
         """Take up what else decides the next step, as far as it is of this model. Raises ConfigError, or makes a remark."""
@@ -382,18 +342,8 @@ def _random(settings: TrainerSettings, *purpose: int) -> np.random.Generator:
     return np.random.default_rng([settings.shard_seed, settings.shard_index, *purpose])
 
 
-def _load(model: nn.Module, state: State) -> None:
-    live = model.state_dict()
-    for name, value in state.items():
-        live[name].copy_(value)
-
-
 def _swap(live: State, other: State, names: Sequence[str]) -> None:
     for name in names:
         before = live[name].clone()
         live[name].copy_(other[name])
         other[name].copy_(before)
-
-
-def _of_another_task(path: Path, task: str) -> ConfigError:
-    return ConfigError(f"the saved model {path} isn't of task '{task}'; run its own task or move it away to start anew.")
