@@ -14,7 +14,8 @@ from p2pnode import faults
 
 # half a minute and more, the longest first, as `--durations=0` told; one that is missing here only comes late
 LONG = (
-    *("test_demo", "test_daemon", "test_soak", "test_cli", "test_node", "test_simulations", "test_scalar_swarm", "test_trainer"),
+    *("test_demo", "test_daemon", "test_soak", "test_cli", "test_node", "test_trainer_faults", "test_trainer"),
+    *("test_simulations", "test_scalar_swarm", "test_checkpoint_files", "test_probing", "test_scenarios"),
     *("test_metering_nodes", "test_nat", "test_swarm", "test_dht", "test_transport_contract", "test_libp2p_floods"),
     *("test_crash_points", "test_partitions", "test_meeting", "test_transport_rates", "test_bench", "test_scalar_daemons"),
     "test_secrecy",
