@@ -1,7 +1,8 @@
 """What a seed draws when a scenario says `draw = "swarm"`: its own faults, and how bad each is.
 
 Owns which keys are drawn, how often and from which range. What the scenario file says holds for all other keys; what was changed
-by `--set` holds for these too, so that a failing seed can be taken apart. It must never draw what the healed phase couldn't mend.
+by `--set` holds for these too, so that a failing seed can be taken apart. It must never draw what no node could mend: bootstraps
+are never gone for good, since a node that lost its memory knows nobody else.
 
 Idea: swarm testing (Groce et al. 2012: runs that leave features out find more than runs that have all); TigerBeetle's VOPR.
 """
@@ -30,12 +31,12 @@ GROUPS: tuple[tuple[float, Draw], ...] = (
     (0.3, lambda r, end: {"pause_per_minute": r.uniform(0.2, 2), "pause_s": r.uniform(1, 15)}),
     (0.3, lambda r, end: {"disk_full_per_minute": r.uniform(0.2, 2), "disk_full_s": r.uniform(1, 15)}),
     (0.2, lambda r, end: {"slow_share": r.uniform(0.1, 0.4), "slow_factor": r.uniform(2, 20), "slow_ms": r.uniform(0, 500)}),
-    (0.3, lambda r, end: {"leave_per_minute": r.uniform(0, 0.5), "return_s": r.choice([0, 5, 15])}),
+    (0.3, lambda r, end: {"leave_per_minute": r.uniform(0, 0.8), "return_s": r.choice([0, 5, 15])}),
     (0.2, lambda r, end: {"join_per_minute": r.uniform(0, 0.5)}),
     (0.1, lambda r, end: {"flash_crowd": r.randrange(2, 6), "flash_s": r.uniform(0, end)}),
     (0.2, lambda r, end: {"on_share": r.uniform(0.4, 0.9), "on_s": r.uniform(5, 20)}),
     (0.1, lambda r, end: {"battery_steps": r.randrange(20, 80), "charge_s": r.uniform(5, 20)}),
-    (0.1, lambda r, end: {"disaster_s": r.uniform(5, end), "loss_fraction": r.uniform(0.1, 0.5)}),
+    (0.1, lambda r, end: {"islands": 2, "islands_until_s": r.uniform(5, end)}),
     (
         0.4,
         lambda r, end: {
@@ -54,8 +55,6 @@ def drawn(seed: int, seconds: float, heal_s: float) -> dict[str, Any]:
     found: dict[str, Any] = {"nodes": randomness.randrange(4, 9), "protocol": "scalars" if seed % 2 else "models"}
     found["bootstraps"] = randomness.choice([1, 1, 2])
     found["checkpoint_every_s"] = randomness.choice([2.0, 5.0, 10.0])
-    if randomness.random() < 0.2:
-        found |= {"topology": "barabasi_albert", "degree": 2, "repair": True}
     for share, draw in GROUPS:
         if randomness.random() < share:
             found |= draw(randomness, seconds - heal_s)

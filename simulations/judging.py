@@ -11,8 +11,11 @@ from simulations.result import Result
 from simulations.scenario import Scenario
 from simulations.simulation import Progress, run
 
-SPREAD_TIMES_MAX = 3.0  # models may end so many times as far from each other as without faults …
-SPREAD_SLACK = 0.02  # … and so much more
+# Models may end so many times as far from each other as without faults, and so much more. Measured over seeds 1-40, 20 of which
+# have models: 0.84 to 2.02 times as far, 1.14 in the mean, and without faults 0.003 to 0.012 of their length; where one node never
+# came back in touch: 0.1
+SPREAD_TIMES_MAX = 2.0
+SPREAD_SLACK = 0.01
 
 
 def judged(scenario: Scenario, progress: Progress | None = None) -> Result:

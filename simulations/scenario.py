@@ -210,6 +210,8 @@ def load(source: str, changes: Iterable[str] = (), seed: int | None = None) -> S
 def _drawn(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the seed of a scenario draws. Raises ScenarioError when that scenario isn't one."""
     undrawn = build({**values, "draw": ""})
+    if not 0 < undrawn.heal_s < undrawn.seconds:
+        raise ScenarioError("who draws faults must see them end; set heal_s above 0 and below seconds.")
     return drawn(undrawn.seed, undrawn.seconds, undrawn.heal_s)
 
 
