@@ -122,13 +122,15 @@ def test_a_gap_in_the_ledger_takes_what_follows_it(tmp_path: Path) -> None:
 
 
 def test_a_rebuild_that_was_cut_off_is_finished(tmp_path: Path) -> None:
-    path = filled(tmp_path / "node")
-    whole = content(path.parent)
-    path.rename(path.with_name(f"{STATE_FILE}.rebuilt"))
-    filled(tmp_path / "other").rename(path)
-    path.with_name(f"{STATE_FILE}-wal").write_bytes(b"of the old one")
-    assert content(path.parent) == whole
-    assert sorted(one.name for one in path.parent.iterdir()) == [STATE_FILE]
+    """And the log of the database that it takes the place of is never read again: it would overwrite pages of the new one."""
+    whole = content(filled(tmp_path / "other").parent)
+    log = logged(tmp_path / "node")
+    (tmp_path / "other" / STATE_FILE).rename(log.with_name(f"{STATE_FILE}.rebuilt"))
+    remarks: list[str] = []
+    open_state(log.parent, remarks).close()
+    assert remarks == []
+    assert content(log.parent) == whole
+    assert sorted(one.name for one in log.parent.iterdir()) == [STATE_FILE]
 
 
 def test_a_disk_that_is_read_only_is_one_sentence(tmp_path: Path) -> None:

@@ -149,6 +149,24 @@ def test_remembered_peers_are_bounded_and_the_latest_come_first(folder: Path) ->
     store.close()
 
 
+def test_when_and_how_a_peer_was_last_reached_outlives_its_silence(folder: Path) -> None:
+    near, far, never = (PeerId(bytes([n]) * 32) for n in (1, 2, 3))
+    everybody = [Contact(peer, (f"/ip4/192.0.2.{n}/tcp/1",)) for n, peer in enumerate((never, near, far))]
+    relay = "/ip4/192.0.2.9/tcp/1/p2p/12D3KooWx/p2p-circuit"
+    store = Store(folder)
+    store.remember(everybody, {near: "/ip4/192.0.2.1/tcp/1"})
+    store.remember(everybody, {far: relay})
+    store.remember(everybody)
+    store.close()
+    store = Store(folder)
+    assert [(one.peer, one.address, one.via) for one in store.reached()] == [
+        (far, relay, "relayed"),
+        (near, "/ip4/192.0.2.1/tcp/1", "direct"),
+    ]
+    assert [contact.peer for contact in store.peers()] == [far, near, never], "who was reached last is dialled first"
+    store.close()
+
+
 def test_a_damaged_state_is_put_aside_and_no_number_comes_again(folder: Path) -> None:
     store = Store(folder)
     store.write(Record(7, 140, 140, b"d" * 32))
