@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,6 +56,7 @@ def test_models_that_differ_in_the_order_of_units_come_to_one_order(kind: int, s
     module, inputs = network(kind, seed)
     schema, own = schema_of(module), state_of(module)
     other = mixed(schema, own, shuffle)
+    assume(agreement(schema, own, other) < AGREE_MIN)  # with a few units exchanged of many, models agree as they are
     ours, theirs = Adaptive().merge(schema, own, 1, [(1, other)]), Adaptive().merge(schema, other, 1, [(1, own)])
     assert all(torch.equal(ours[name], theirs[name]) for name in own)
     expected = outputs_of(module, inputs, own)

@@ -16,7 +16,7 @@ Places = np.ndarray[Any, np.dtype[np.intp]]
 
 # Steps of all paths together, for each row. Scores of models that learned apart take 5 to 12 (64 to 1,024 rows); the worst there
 # are would take half as many as there are rows.
-STEPS_PER_ROW_MAX = 64
+STEPS_PER_ROW_MAX = 32
 
 
 def assign(scores: Scores) -> Places:
