@@ -18,7 +18,7 @@ from tests.nat_lab import namespace
 from tests.soak import daemon as soak
 from tests.soak.counts import Outcome, quantile
 from tests.soak.daemon import Daemon, SoakError, Status
-from tests.soak.swarm import SETTINGS, learns_and_merges, linked
+from tests.soak.swarm import SETTINGS, learns_and_merges, linked, troubles
 
 PARTITION = "namespace partition"
 SIDES = ("left", "left", "right", "right")
@@ -78,7 +78,7 @@ def apart(folder: Path, outcome: Outcome, times: int = 1) -> Outcome:
         for _ in range(times):
             try:
                 _partition(made, daemons, peers, apart_s, together_s)
-                wrong = [f"{one.name}: {one.tail()}" for one in daemons if one.status()["errors"]]
+                wrong = [f"{one.name}: {trouble}" for one in daemons for trouble in troubles(one.said())]
                 outcome.tried(PARTITION, "; ".join(wrong))
             except SoakError as error:
                 made.mend()

@@ -6,19 +6,18 @@ the training process first, some the daemon, some both, some a daemon that is ju
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import cpu_count, kill
 
 from tests.soak import disk
 from tests.soak.counts import Outcome, quantile
-from tests.soak.daemon import Daemon, SoakError, Status, gone
+from tests.soak.daemon import Daemon, SoakError, Status, at_once, gone
 from tests.soak.swarm import Swarm
 from tests.soak.watch import Change, Watch
 
@@ -98,21 +97,6 @@ def _judge_numbers(swarm: Swarm, outcome: Outcome) -> None:
         outcome.tried(NUMBERS, f"{author} said {len(journal.told[author, number])} things under number {number}")
 
 
-@contextmanager
-def _at_once() -> Iterator[None]:
-    """This thread runs before all others, so that the blow falls while the file is written; without the rights, as usual."""
-    usual = os.sched_getscheduler(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, usual, os.sched_param(0))
-
-
 class _Victim:
     """One daemon that is killed again and again."""
 
@@ -152,7 +136,7 @@ class _Victim:
     def _strike(self, status: Status, blow: Aim | float) -> None:
         trainer = status["trainer"]["pid"]
         first = self._rng.choice(("daemon", "both", "trainer")) != "daemon" and trainer
-        with _at_once():
+        with at_once():
             if isinstance(blow, Aim):
                 self._wait_for(blow)
             else:
@@ -205,6 +189,8 @@ class _Victim:
         lost += disk.put_aside(daemon.folder)
         outcome.tried(STATES, complaint or "; ".join(lost))
         outcome.tried(IDENTITIES, "" if status["peer_id"] == self._peer else f"{daemon.name} came back as another")
+        if not complaint and kept.sequence < told:
+            outcome.tried(NUMBERS, f"{daemon.name} has {kept.sequence} on its disk, and others heard {told}")
         if status["sequence"] < told:
             outcome.tried(NUMBERS, f"{daemon.name} goes on at {status['sequence']}, and others heard {told}")
         outcome.tried(LEARNS_ON, self._learns_on(status, kept))

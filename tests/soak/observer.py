@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -77,11 +78,17 @@ class Journal:
     heard: dict[str, list[Heard]] = field(default_factory=lambda: defaultdict(list))  # by digest; the first of each number
     merges: list[tuple[float, str]] = field(default_factory=list)  # when, and the digest of an input
     _at: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self) -> Journal:
-        """Everything that is there by now; itself."""
+        """Everything that is there by now; itself. Several threads may ask."""
+        with self._lock:
+            self._go_on()
+        return self
+
+    def _go_on(self) -> None:
         if not self.path.exists():
-            return self
+            return
         with self.path.open("rb") as file:
             file.seek(self._at)
             text = file.read()
@@ -89,7 +96,6 @@ class Journal:
         self._at += whole
         for line in text[:whole].splitlines():
             self._take(json.loads(line))
-        return self
 
     def _take(self, line: dict[str, Any]) -> None:
         if "merged" in line:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from os import kill
 
 from protocols.limits import LAPTOP
@@ -96,7 +97,8 @@ def hangs(swarm: Swarm, count: int, outcome: Outcome) -> Outcome:
             outcome.tried(HANGS, "" if again["pid"] == before["pid"] else f"{one.name} is another process")
         except SoakError as error:
             outcome.tried(HANGS, str(error))
-            kill(pid, signal.SIGKILL)  # let the next test have a working daemon
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)  # let whatever comes next have a working daemon
         took.append(time.monotonic() - began)
     outcome.figures |= {"hangs": count, "trained_again_after_hang_s_max": quantile(took, 1.0)}
     return outcome

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.processes import descendants
 from tests.soak import disk
 from tests.soak.counts import Outcome, quantile
-from tests.soak.daemon import Daemon, SoakError, gone
+from tests.soak.daemon import Daemon, SoakError, at_once, gone
 from tests.soak.swarm import Swarm, troubles
 from tests.soak.watch import Change, Watch
 
@@ -118,7 +118,8 @@ class _Ended:
         log_at = daemon.log.stat().st_size
         daemon.signal(signal.SIGTERM)
         try:
-            status, seconds = daemon.ended(60.0, below)
+            with at_once():
+                status, seconds = daemon.ended(60.0, below)
         except SoakError as error:
             self._outcome.tried(TERMS, f"during {moment}: {error}")
             return
