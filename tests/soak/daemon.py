@@ -217,7 +217,7 @@ def usage(pid: int) -> Usage:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """This thread runs before all others: for blows that must fall in time, and times that are judged. Without rights, as usual."""
+    """This thread runs before all others: for blows that must fall in time, and judged times. Without rights, as usual."""
     usual = os.sched_getscheduler(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
