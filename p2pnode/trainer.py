@@ -19,9 +19,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from p2pnode.durable import temporary_of
 from p2pnode.errors import ConfigError
 from p2pnode.pulse import Patience
 from p2pnode.scalar_results import AdoptResult, CompactResult, History, ProbeResult, RestoreResult
@@ -202,11 +204,22 @@ class Trainer:
                     return await self._try(request)
                 except CrashError as error:
                     await self._drop()
+                    self._sweep(request)
                     if self._stopped:
                         raise TrainerError("the trainer was stopped") from None
                     last = str(error)
                     log.warning("training process crashed (%d of %d) during %s: %s", crash, CRASHES_MAX, request[0], last)
             raise TrainerError(f"the training process crashed {CRASHES_MAX} times in a row; the last time {last}")
+
+    def _sweep(self, request: tuple[Any, ...]) -> None:
+        """Remove the halves of files that a child was writing when it died."""
+        folder = self._blobs.parent
+        halves = [*folder.glob(".sum.*.tmp"), *folder.glob(".snapshot-*.tmp"), *folder.glob("snapshot-new.*")]
+        if request[0] in ("checkpoint", "save"):
+            halves.append(temporary_of(Path(request[1])))
+        with suppress(OSError):
+            for half in halves:
+                half.unlink(missing_ok=True)
 
     async def _try(self, request: tuple[Any, ...]) -> Any:
         """Carry it out with one child."""

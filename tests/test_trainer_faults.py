@@ -17,7 +17,7 @@ import p2pnode.pulse
 from p2pnode.errors import ConfigError, DiskError
 from p2pnode.learner import Learner
 from p2pnode.pulse import FIRST_S, PATIENCE_FACTOR, PATIENCE_S_MIN, START_S_MIN, Patience, Pulse
-from p2pnode.trainer import Trainer, TrainerSettings
+from p2pnode.trainer import Trainer, TrainerError, TrainerSettings
 from protocols.entries import Mark, Span
 from protocols.identity import PeerId
 from tests.scalar_nodes import state
@@ -87,16 +87,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(p2pnode.pulse, "PATIENCE_FACTOR", 2.0)
 
 
-def kill(trainer: Trainer) -> None:
+def pid_of(trainer: Trainer) -> int:
     assert trainer.pid is not None
-    os.kill(trainer.pid, signal.SIGKILL)
+    return trainer.pid
+
+
+def kill(trainer: Trainer) -> None:
+    os.kill(pid_of(trainer), signal.SIGKILL)
 
 
 def room(trainer: Trainer, size: int) -> None:
     """From now on the child's disk takes `size` bytes of a file, and then says that there is no more."""
-    assert trainer.pid is not None
-    _, hard = resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE, (size, hard))
+    _, hard = resource.prlimit(pid_of(trainer), resource.RLIMIT_FSIZE)
+    resource.prlimit(pid_of(trainer), resource.RLIMIT_FSIZE, (size, hard))
 
 
 def names_in(folder: Path) -> set[str]:
@@ -225,6 +228,14 @@ async def test_a_full_disk_ends_no_process_and_loses_no_step(
     assert (merged.kept, merged.unkept) == (True, "")
     assert (await trainer.checkpoint(path, {})).steps == 25
     assert (trainer.pid, trainer.restarts, caplog.text) == (pid, 0, "")
+    os.kill(pid_of(trainer), signal.SIGSTOP)
+    asked = asyncio.create_task(trainer.checkpoint(tmp_path / "d.safetensors", {}))
+    await asyncio.sleep(0)
+    await asyncio.to_thread((tmp_path / ".d.safetensors.tmp").write_bytes, b"half of it")
+    await trainer.stop()
+    with pytest.raises(TrainerError, match="stopped"):
+        await asked
+    assert names_in(tmp_path) == {"one", "peer", "c.safetensors", "user_task.py"}, "it was killed while it wrote"
 
 
 async def test_a_sum_that_finds_no_room_changes_nothing(make: Make, tmp_path: Path) -> None:
