@@ -101,7 +101,7 @@ class Limits:
     own_models_kept: int = 3  # of our own past models always served: an offer may be answered late
     serve_idle_s_max: float = 15.0  # an older one stays while chunks of it are asked for this often (guess)
     serve_models_max: int = 12  # served at once, however slow their readers: a bound on disk
-    late_fetches_max: int = 256  # fetches given up whose last chunks may still come
+    late_fetches_max: int = 256  # fetches given up, or sources that are silent, whose last chunks may still come
     models_ready_max: int = 8  # fetched and waiting for the next merge
 
     # carrying: models kept for those who are away

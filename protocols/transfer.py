@@ -31,7 +31,6 @@ from protocols.turn import Turn
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
 PENALTY_STALLED = 15.0  # offered, asked for, and not a chunk for `chunk_gap_s_max`: else stalling would cost nothing
-DOUBTS_MAX = 256  # sources that are silent and may still deliver
 
 
 class Transfers:
@@ -252,7 +251,7 @@ class Transfers:
         due = max(turn.now, fetch.sources[peer].heard + self._limits.chunk_gap_s_max)
         self._lose(fetch, peer, may_return=turn.now < due)
         self._doubts[peer, fetch.digest] = due
-        if len(self._doubts) > DOUBTS_MAX:
+        if len(self._doubts) > self._limits.late_fetches_max:
             del self._doubts[next(iter(self._doubts))]
 
     def _line(self, peer: PeerId, now: float) -> Line:

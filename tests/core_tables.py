@@ -44,7 +44,7 @@ def tables(core: Core) -> dict[str, tuple[int, int]]:
         "offered at a meeting": (max((len(link.brought) for link in core._links.values()), default=0), limits.carry_offers_max),
         "signed numbers": (len(pulling.heard._signed), limits.authors_max),
         "lines": (len(transfers._lines), limits.links_max),
-        "doubts": (len(transfers._doubts), 256),
+        "doubts": (len(transfers._doubts), limits.late_fetches_max),
         "haves": (max((len(link.haves) for link in core._links.values()), default=0), limits.haves_max),
         "readers": (
             max((len(i.asked) for i in (*core._shelf._items.values(), *core._shelf._lent.values())), default=0),
