@@ -92,7 +92,8 @@ async def test_two_nodes_in_one_process_learn_from_each_other(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert not any((tmp_path / "a" / "blobs").iterdir())
+    left = {path.suffix for path in (tmp_path / "a" / "blobs").iterdir()}
+    assert left <= {".part", ".leaves"}, "only halves of models outlive a node"
     assert capfd.readouterr() == ("", ""), "a library prints nothing"
 
 
