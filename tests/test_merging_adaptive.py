@@ -98,6 +98,8 @@ def test_what_is_not_sound_is_refused_beside_strangers(bad: float) -> None:
     for models, index in (([stranger, spoiled], 1), ([spoiled, stranger], 0)):
         with pytest.raises(BadInput, match=f"received model {index}: '2.bias'"):
             Adaptive().merge(schema, own, 1, [(1, model) for model in models])
+    with pytest.raises(BadInput, match=r"received model 1: '2\.bias' has shape"):
+        Adaptive().merge(schema, own, 1, [(1, own), (1, {**stranger, "2.bias": torch.ones(1, dtype=torch.float64)})])
     with pytest.raises(ValueError, match="positive finite"):
         Adaptive().merge(schema, own, 1, [(bad, stranger)])
 

@@ -236,6 +236,8 @@ def test_what_is_not_sound_is_refused_whoever_is_matched(bad: float) -> None:
             rule.merge(schema, own, 1, [(1, {}), (1, good)])
         with pytest.raises(BadInput, match=r"received model 1: '2\.weight' has shape"):
             rule.merge(schema, own, 1, [(1, good), (1, {**other, "2.weight": torch.ones(3)})])
+        with pytest.raises(BadInput, match=r"received model 0: '0\.bias' is float64"):
+            rule.merge(schema, own, 1, [(1, {**other, "0.bias": torch.ones(9).double()}), (1, good)])
 
 
 def test_half_precision_and_vectors_are_matched() -> None:

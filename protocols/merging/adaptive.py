@@ -55,7 +55,8 @@ class Adaptive:
         orders: list[Sequence[Order]] = []  # of those that agree once matched
         if chain is not None:
             for index in far[:]:
-                matched = match(schema, chain, own, models[index])
+                with blaming(index):
+                    matched = match(schema, chain, own, models[index])
                 models[index] = reordered(chain, models[index], matched)
                 if not _is_far(schema, own, index, models[index]):
                     far.remove(index)
@@ -153,5 +154,5 @@ def _rank(chain: Chain, own: Model, order: Order) -> float:
     Taken from the own model, whose units are those of a matched one in another order, so that both sides see the same.
     """
     axis = next(axis for axis in chain.axes if axis.layer == 0 and axis.dim == 0)
-    norms = own[axis.name].flatten(1).square().sum(1).to("cpu", torch.float64)[order]
+    norms = own[axis.name].flatten(1).to(torch.float32).square().sum(1).to("cpu", torch.float64)[order]
     return float(norms @ torch.arange(len(norms), dtype=torch.float64)) / max(float(norms.sum()), 1e-300)

@@ -85,6 +85,8 @@ def match(schema: Schema, chain: Chain, own: Model, model: Model) -> list[Order]
     Takes memory for one tensor and a square of the widest layer's width. Raises ModelError when `model` has not the schema's
     form.
     """
+    for spec in schema.tensors:
+        check_form(spec, model[spec.name])
     matcher = _Matcher(schema, chain, own, model)
     for turn in range(PASSES_MAX):
         moved = [matcher.improve(layer, forward=turn == 0) for layer in range(len(chain.widths))]
@@ -119,7 +121,6 @@ class _Matcher:
         """(units, units): inner products of the own model's units with the received model's, over one tensor."""
         spec = self._specs[axis.name]
         mine, theirs = self._own[axis.name], self._model[axis.name]
-        check_form(spec, theirs)
         dtype = working_dtype(spec.dtype)
         theirs = theirs.to(device=mine.device, dtype=dtype)
         for other in self._chain.of(axis.name):
