@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from simulations.drawing import drawn
 from simulations.result import Result
-from simulations.scenario import load
+from simulations.scenario import Scenario, load
 
 SEED_S_MAX = 600.0  # of real time for one seed; then it counts as one that never ends
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,14 @@ def brief(result: Result) -> dict[str, Any]:
     names = ("trace_hash", "violations", "nodes", "events", "virtual_seconds", "wall_seconds", "spread", "spread_control")
     scenario = result.scenario
     shown = {name: getattr(result, name) for name in (*names, "happened", "faults")}
-    return {"seed": scenario.seed, "protocol": scenario.protocol, "ok": result.ok, **shown}
+    again = {} if result.ok or not scenario.draw else {"drawn": keeps(scenario)}
+    return {"seed": scenario.seed, "protocol": scenario.protocol, "ok": result.ok, **shown, **again}
+
+
+def keeps(scenario: Scenario) -> list[str]:
+    """What a seed drew, as `--set` takes it: for regressions.toml, where it stays when seeds come to draw something else."""
+    found = drawn(scenario.seed, scenario.seconds, scenario.heal_s)
+    return ['draw=""', *(f"{key}={json.dumps(getattr(scenario, key))}" for key in found)]
 
 
 def repeats(source: str, changes: Sequence[str], seed: int) -> str:
