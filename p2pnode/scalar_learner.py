@@ -30,7 +30,7 @@ from p2pnode.scalar_results import AdoptResult, CompactResult, ProbeResult, Rest
 from p2pnode.sum_files import CHECKPOINT_FILE, SNAPSHOT_PREFIX, Layout, SumFile, SumFileError, read_sum, snapshot_path, write_sum
 from p2pnode.task import Task
 from p2pnode.tasks.samples import Samples, Shuffled, shuffled
-from protocols.entries import CHAIN_BYTES, Mark, Span
+from protocols.entries import Mark, Span
 from protocols.identity import PeerId
 from protocols.merkle import Digest, Tree
 from protocols.spsa import SpsaModel, trainable
@@ -132,10 +132,15 @@ class Scalars:
     def checkpoint(self) -> None:
         """Keep the present sum, so that a restart needn't apply all entries again. Raises DiskError."""
         self._unsaved_s = 0.0
-        digest = self.model.digest.ljust(CHAIN_BYTES, b"\0")  # in the place of chains, which only the core knows
-        marks = [Mark(author, count, digest) for author, count in self.model.counts.items()]
+        seal = self._seal()  # in the place of chains, which only the core knows
+        marks = [Mark(author, count, seal) for author, count in self.model.counts.items()]
         with _writing(self.folder):
             write_sum(self.folder / CHECKPOINT_FILE, self.layout, marks, self.model.sums.values)
+
+    def _seal(self) -> bytes:
+        """Of the sum and of what is in it: a flipped bit in either is noticed."""
+        counts = (author + count.to_bytes(8, "big") for author, count in sorted(self.model.counts.items()))
+        return sha256(self.model.digest + b"".join(counts)).digest()
 
     def restore(self, snapshot: Digest | None, ends: Mapping[PeerId, int]) -> RestoreResult:
         """Begin from `snapshot`, or from the checkpoint where that fits it and reaches no further than `ends`.
@@ -151,7 +156,7 @@ class Scalars:
         saved = self._open_checkpoint(dict(self.model.counts), ends, warnings)
         if saved is not None:
             self._load(saved)
-            if any(mark.chain[: len(self.model.digest)] != self.model.digest for mark in saved.marks):
+            if any(mark.chain != self._seal() for mark in saved.marks):
                 warnings.append(f"{self.folder / CHECKPOINT_FILE} is damaged: entries are applied again")
                 self._load(kept)
         self.model.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import subprocess
 import sys
 import threading
@@ -14,6 +16,9 @@ from p2pnode.sum_files import CHECKPOINT_FILE, snapshot_path
 from protocols.entries import Mark, Span
 from protocols.merkle import Tree
 from tests.scalar_nodes import AUTHORS, CUT, LEDGER, ME, TAIL, full, learner, of, state
+from tests.tally import tally
+
+FLIPS = int(os.environ.get("P2PNODE_BIT_FLIPS", "20"))
 
 
 def test_two_nodes_that_heard_the_same_in_other_orders_are_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -141,6 +146,20 @@ def test_a_damaged_snapshot_of_our_own_is_said(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ConfigError, match="can't be used"):
         of(learner(tmp_path)).restore(made.digest, {})
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed_or_has_no_effect(tmp_path: Path) -> None:
+    node, ends = full(tmp_path), {span.author: len(span.codes) for span in LEDGER}
+    node.checkpoint(tmp_path / "model.safetensors", {})
+    good, again, rng, noticed = (tmp_path / CHECKPOINT_FILE).read_bytes(), learner(tmp_path), random.Random(3), 0
+    for bit in [*(rng.randrange(8 * len(good)) for _ in range(FLIPS)), 8 * (len(good) - 33)]:  # the last: of a count
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        (tmp_path / CHECKPOINT_FILE).write_bytes(data)
+        found = of(again).restore(None, dict.fromkeys(ends, 1 << 20))
+        noticed += bool(found.warnings)
+        assert found.warnings or (of(again).model.counts == ends and state(again) == state(node)), bit
+    tally("bit rot", 0, FLIPS + 1, left="sum", noticed=noticed, no_effect=FLIPS + 1 - noticed)
 
 
 @pytest.mark.parametrize("snapshot", [False, True])
