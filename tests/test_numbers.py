@@ -17,8 +17,13 @@ WAL = f"{STATE_FILE}-wal"
 USED = BLOCK + 40  # past a block's end
 
 
-def lived(folder: Path) -> tuple[Path, Path]:
-    """A folder that has used `USED` numbers, as a kill leaves it; and its database of long before."""
+Lives = tuple[Path, Path, Path]
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Lives:
+    """A folder that has used `USED` numbers: as a kill leaves it, as it was long before, and after a clean stop."""
+    folder = tmp_path_factory.mktemp("life") / "node"
     store = Store(folder)
     store.write(Record(1, 1, 1, b"d" * 32))
     store.close()
@@ -30,7 +35,14 @@ def lived(folder: Path) -> tuple[Path, Path]:
     killed = folder.with_name("killed")
     shutil.copytree(folder, killed)
     store.close()
-    return killed, early
+    return killed, early, folder
+
+
+@pytest.fixture
+def lives(life: Lives, tmp_path: Path) -> Lives:
+    """Copies, to be spoilt."""
+    killed, early, stopped = (shutil.copytree(one, tmp_path / one.name) for one in life)
+    return killed, early, stopped
 
 
 def flipped(killed: Path, early: Path) -> None:
@@ -80,8 +92,8 @@ MISHAPS = [flipped, cut_short, deleted, zeroed, old_database, no_database, no_re
 
 
 @pytest.mark.parametrize("mishap", MISHAPS)
-def test_no_number_comes_again(tmp_path: Path, mishap: Callable[[Path, Path], None]) -> None:
-    killed, early = lived(tmp_path / "node")
+def test_no_number_comes_again(lives: Lives, mishap: Callable[[Path, Path], None]) -> None:
+    killed, early, _ = lives
     mishap(killed, early)
     store = Store(killed)
     assert store.record.sequence >= USED
@@ -94,9 +106,8 @@ def test_no_number_comes_again(tmp_path: Path, mishap: Callable[[Path, Path], No
     store.close()
 
 
-def test_an_old_database_put_back_after_a_clean_stop_is_noticed(tmp_path: Path) -> None:
-    folder = tmp_path / "node"
-    _, early = lived(folder)
+def test_an_old_database_put_back_after_a_clean_stop_is_noticed(lives: Lives) -> None:
+    _, early, folder = lives
     shutil.copy(early / STATE_FILE, folder / STATE_FILE)
     store = Store(folder)
     assert store.record.sequence == USED
