@@ -220,7 +220,7 @@ def build(values: Mapping[str, Any]) -> Scenario:
     known = {one.name: one for one in fields(Scenario)}
     for key in values:
         if key not in known:
-            raise ScenarioError(f"there is no scenario key '{key}'{nearest(key, known)}; simulations/scenario.py lists them.")
+            raise ScenarioError(f"there is no scenario key '{key}'{nearest(key, known)}; simulations/scenario.py and simulations/faults.py list them.")
     return Scenario(**{key: typed(known[key], value) for key, value in values.items()})
 
 
