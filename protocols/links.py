@@ -61,7 +61,7 @@ class Link:
     probe_sent: float | None = None  # when the last ping was sent, while no sign of life has followed
     probes_lost: int = 0
     slept_s: float = 0.0  # how long we slept while that ping was on its way
-    round_trip_s: float | None = None  # smoothed; None until a pong has come on this link
+    round_trip_s: float | None = None  # smoothed, over all links with this peer; None until a pong has come
     shuffles_asked: int = 0  # of ours that wait for their answers
     shuffled: float = float("-inf")  # when we last took one of theirs
     neighbour_asked: bool = False

@@ -51,11 +51,17 @@ class Liveness:
         """Whether the peer has left so many probes unanswered that somebody else may have its place."""
         return link.probes_lost >= self._limits.probe_retries_max and not self._refuted(link)
 
+    def began(self, link: Link) -> None:
+        """The peer is an active one now: what was measured on an earlier link holds until there is more."""
+        known = self.round_trips.get(link.peer)
+        if known is not None and link.round_trip_s is None:
+            link.round_trip_s = known.smoothed_s
+
     def due(self, link: Link) -> float:
         """When `link` must be looked at next (seconds)."""
         if link.probe_sent is None:
             quiet = link.heard + self._limits.probe_s * self.stretch
-            unknown = link.round_trip_s is None and not link.pings and self.round_trips.get(link.peer) is None
+            unknown = link.round_trip_s is None and not link.pings
             return min(quiet, link.since + self._limits.measure_s) if unknown else quiet
         wait_s = self.round_trips.timeout_s(link.peer)
         if link.probes_lost >= self._limits.probe_retries_max:

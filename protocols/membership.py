@@ -121,6 +121,7 @@ class Membership:
     def closed(self, link: Link, turn: Turn) -> None:
         """The link to a peer is gone."""
         peer = link.peer
+        self._pressing.pop(peer, None)
         if link.state is State.CLOSING:
             return
         if peer in self.active:
@@ -276,6 +277,7 @@ class Membership:
             self._drop(self._loser(), "made room", Goodbye.VIEW_FULL, turn)
         self.active[link.peer] = link
         self.contacts.activated(link.peer)
+        self.liveness.began(link)
         self.dialler.succeeded(link.peer)
         turn.report(Kind.JOINED, link.peer, "active peer")
         if link.dialled and self._fixed is None and len(self.passive) < self._limits.passive_view_max // 2:

@@ -21,7 +21,7 @@ from protocols.limits import LAPTOP, Limits
 from protocols.merkle import Digest
 from protocols.messages import Contact
 from simulations.network import Network, address_of
-from simulations.rules import Drop, Kind, Packet, Rules
+from simulations.rules import Kind, Packet, Rules
 from simulations.topology import components
 from simulations.world import World
 from tests.core_harness import identity
@@ -199,15 +199,9 @@ class Overlay:
     def _death(self, by: int, peer: int) -> Death:
         now, node = self.world.now, self.nodes[peer]
         paused = now < node.paused_until
-        helped = any(self._talk(by, one) and self._talk(one, peer) for one in self.active(by) - {peer})
+        helped = any(self.talk(by, one) and self.talk(one, peer) for one in self.active(by) - {peer})
         really = "dead" if not node.alive else "paused" if paused else "healthy"
         return Death(now, by, peer, really, node.alive and not paused and helped)
-
-    def _talk(self, one: int, other: int) -> bool:
-        """Whether frames pass both ways between two nodes at this moment."""
-        ways = ((one, other), (other, one))
-        packets = (Packet(Kind.FRAME, source, target, 0, self.world.now) for source, target in ways)
-        return not any(isinstance(self.rules.judge(packet), Drop) for packet in packets)
 
     # --- looking in ---------------------------------------------------------------------------------------------------
 
@@ -239,3 +233,9 @@ class Overlay:
         """S4, for everybody."""
         for index in self.living:
             check_tables(self.nodes[index].core)
+
+    def talk(self, one: int, other: int) -> bool:
+        """Whether frames pass both ways between two nodes at this moment."""
+        ways = ((one, other), (other, one))
+        packets = (Packet(Kind.FRAME, source, target, 0, self.world.now) for source, target in ways)
+        return not any(self.rules.judge(packet).dropped for packet in packets)

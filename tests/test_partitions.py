@@ -14,12 +14,13 @@ import pytest
 
 from protocols.contacts import Contacts
 from protocols.dialling import Dialler
+from protocols.effects import Dial
 from protocols.events import Join
 from protocols.limits import LAPTOP
-from protocols.messages import Contact
+from protocols.messages import Contact, Ping
 from simulations.partitions import shaped
 from simulations.rules import partition
-from tests.core_harness import contact, identity
+from tests.core_harness import Bench, address, contact, identity
 from tests.overlay import Overlay
 from tests.tally import tally
 
@@ -153,6 +154,22 @@ def test_who_is_alone_for_long_is_not_forgotten_and_does_not_give_up() -> None:
     assert overlay.alone() == [0]
     lift()
     assert together_s(overlay) <= TOGETHER_S
+
+
+def test_a_link_that_dies_before_its_hello_does_not_end_the_search() -> None:
+    bench = Bench()
+    bench.befriend(1, 2, 3)
+    bench.do(Join((address(9),)))
+    for _ in range(3):
+        dialled: list[Dial] = []
+        while identity(9).peer not in {one.peer for one in dialled}:
+            assert bench.now < 600
+            dialled = Bench.of(Dial, bench.tick(max(0.0, bench.core.deadline - bench.now)))
+            for number in (1, 2, 3):
+                bench.say(number, Ping(1))
+                dialled += Bench.of(Dial, bench.last)
+        bench.up(9, dialled=True)
+        bench.down(9)
 
 
 # --- the room of the lost -----------------------------------------------------------------------------------------------

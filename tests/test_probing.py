@@ -21,7 +21,7 @@ from protocols.liveness import Liveness
 from protocols.messages import Ping, Pong
 from protocols.round_trips import RoundTrip, RoundTrips
 from protocols.turn import Turn
-from simulations.partitions import one_way
+from simulations.partitions import shaped
 from simulations.rules import PASS, Delay, Kind, Packet, Verdict
 from tests.core_harness import Bench, identity
 from tests.overlay import Overlay
@@ -78,6 +78,7 @@ def test_what_was_measured_outlives_the_link() -> None:
     known = bench.core._members.liveness.round_trips.get(identity(1).peer)
     assert known is not None
     assert known.smoothed_s == pytest.approx(0.2)
+    assert bench.core.snapshot(bench.now).peers[0].round_trip_s == pytest.approx(0.2)
     assert not [m for m in bench.said(1, bench.wait(LAPTOP.probe_s - 0.1)) if isinstance(m, Ping)], "no need to ask at once"
 
 
@@ -236,13 +237,16 @@ def test_nodes_that_stand_still_now_and_then_take_nobody_for_dead(how: str, monk
         assert overlay.alone() == []
 
 
-def test_where_frames_pass_one_way_only_an_indirect_probe_would_keep_links_that_carry_nothing() -> None:
-    """Why there is no ping-req: each link that it would have saved is one over which neither side hears the other's answers."""
+@pytest.mark.parametrize("shape", ["one_way", "bridge"])
+def test_an_indirect_probe_would_keep_links_that_carry_nothing(shape: str) -> None:
+    """Why there is no ping-req: whoever is given up can't be talked to, and that a third node can is no use to the two of us."""
     overlay = Overlay(10, seed=2)
     overlay.run(60)
-    lift = overlay.rules.add(one_way(frozenset(range(5))))
+    lift = overlay.rules.add(shaped(shape, list(range(10))))
     overlay.run(120)
-    assert overlay.deaths, "the deaf notice"
-    assert all(not overlay._talk(death.by, death.peer) for death in overlay.deaths)
-    assert not any(death.really == "dead" for death in overlay.deaths)
+    saved = [death for death in overlay.deaths if death.others_reach]
+    assert overlay.deaths, "they notice"
+    assert all(death.really == "healthy" for death in overlay.deaths)
+    assert not any(overlay.talk(death.by, death.peer) for death in overlay.deaths)
+    assert bool(saved) == (shape == "bridge"), "one way, nobody gets an answer for us"
     lift()
