@@ -5,7 +5,8 @@ between parts of it that never met close to 0, and little lies between (docs/fig
 agree are merged by `VarianceCorrected`, as if there were nothing else. Of the others each is first matched to the own model, unit
 by unit (`aligned`); if it agrees then, it was only in another order. What is still far is approached by a bounded step (as
 `DecDiff`'s) from the mean of those that agree, and the variance of that is put back: a jump to the mean of unrelated models would
-lose what either side knows, while local training keeps a model good that moves a little at a time.
+lose what either side knows, while local training keeps a model good that moves a little at a time. Where nobody agrees with
+anybody, as among fresh initialisations, there is nothing to keep and no goal to approach: `VarianceCorrected` again.
 
 Owns the choice. Must never be worse than `VarianceCorrected` where models agree: there it is the same to the bit.
 """
@@ -61,6 +62,8 @@ class Adaptive:
                 if not _is_far(schema, own, index, models[index]):
                     far.remove(index)
                     orders.append(matched)
+        if len(far) == len(received) and not _of_one_mind(schema, [model for _, model in received]):
+            return VarianceCorrected().merge(schema, own, own_weight, received)
         pairs = [(weight, model) for (weight, _), model in zip(received, models, strict=True)]
         if far:
             merged = _approach(schema, own, own_weight, pairs, frozenset(far))
@@ -92,6 +95,11 @@ def _sample(spec: TensorSpec, value: Tensor, device: torch.device) -> Tensor:
     """Whole rows where one isn't larger than the sample, so that a tensor that is a view is read where it lies."""
     rows = max(1, SAMPLE * spec.shape[0] // spec.numel)
     return value[:rows].reshape(-1)[:SAMPLE].to(device=device, dtype=torch.float64)
+
+
+def _of_one_mind(schema: Schema, models: Sequence[Model]) -> bool:
+    """Whether there are several models and they agree with the first."""
+    return len(models) > 1 and all(agreement(schema, models[0], model) >= AGREE_MIN for model in models[1:])
 
 
 def _is_far(schema: Schema, own: Model, index: int, model: Model) -> bool:
