@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -40,10 +40,10 @@ def learner(folder: Path, task: str, resume: Path | None = None, **more: object)
     return Learner(TrainerSettings(task, resume=resume, **chosen), folder / "blobs", None)  # type: ignore[arg-type]
 
 
-def scramble() -> None:
+def scramble(seed: int = 0) -> None:
     """What another process would be like."""
     for draw in (torch.manual_seed, np.random.seed, random.seed):
-        draw(0)  # type: ignore[operator]
+        draw(seed)  # type: ignore[operator]
 
 
 def everything(node: Learner) -> dict[str, object]:
@@ -82,7 +82,7 @@ plans = st.lists(st.integers(0, 4), min_size=2, max_size=6)
 numbers = count()
 
 
-@settings(max_examples=CUTS, deadline=None, database=None, derandomize=True)
+@settings(max_examples=CUTS, deadline=None, database=None, derandomize=True, phases=(Phase.generate,))  # failures are small
 @given(task=st.sampled_from(TASKS), before=plans, after=plans, alone=st.booleans())
 def test_going_on_from_a_checkpoint_is_not_having_stopped(
     tmp_path_factory: pytest.TempPathFactory, task: str, before: list[int], after: list[int], alone: bool
@@ -102,7 +102,7 @@ def test_going_on_from_a_checkpoint_is_not_having_stopped(
     act(straight, after, peer)
     straight.evaluate()
     expected = everything(straight)
-    scramble()
+    scramble(1)
     again = learner(folder / "again", task, folder / "c.safetensors", **common)
     assert torch.equal(torch.get_rng_state(), again_generators[0])
     act(again, after, peer)
@@ -138,7 +138,7 @@ def test_so_it_is_with_scalars(tmp_path: Path, protocol: str) -> None:
     straight.checkpoint(tmp_path / "c.safetensors", {})
     second_half(straight)
     expected = everything(straight)
-    scramble()
+    scramble(1)
     again = learner(tmp_path / "again", "tests.checkpoint_tasks:sgd", tmp_path / "c.safetensors", protocol=protocol)
     assert again.scalars is not None
     again.scalars.restore(None, {})
