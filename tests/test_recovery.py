@@ -10,10 +10,14 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from safetensors.numpy import save as saved_as_bytes
 
 from p2pnode.blobs import Blobs
-from p2pnode.checkpoints import MODEL_FILE, Checkpoint
+from p2pnode.checkpoints import MODEL_FILE, Checkpoint, export
 from p2pnode.recovery import recover, verified
 from p2pnode.state_db import STATE_FILE
 from p2pnode.store import Record, Store
@@ -148,6 +152,25 @@ def test_the_model_of_an_older_version_is_taken_over_once(folder: Path) -> None:
     assert not (folder / MODEL_FILE).exists()
     store.close()
     assert opened(folder).saved.path.name == f"{newest.number:08d}.safetensors"  # type: ignore[union-attr]
+
+
+def test_the_model_of_a_stopped_node_is_exported_from_the_newest_that_is_sound(folder: Path) -> None:
+    store = Store(folder)
+    out = folder / "out.safetensors"
+    with pytest.raises(FileNotFoundError):
+        export(folder, out)
+    for weight in (1.0, 2.0):
+        parts = {"model.w": np.full(3, weight, np.float32), "rng.torch": np.zeros(9, np.uint8)}
+        checkpoint(store, saved_as_bytes(parts))
+    store.close()
+    assert export(folder, out) == out.stat().st_size
+    assert load_file(out)["w"].tolist() == [2.0] * 3
+    assert list(load_file(out)) == ["w"]
+    with safe_open(out, framework="numpy") as file:
+        assert file.metadata() == {"sequence": "20", "age": "200", "steps": "100", "schema": "ab" * 32}
+    flip(store.checkpoints.path(2))
+    export(folder, out)
+    assert load_file(out)["w"].tolist() == [1.0] * 3
 
 
 # --- what is carried, and halves ----------------------------------------------------------------------------------------
