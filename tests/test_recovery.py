@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_the_model_of_a_stopped_node_is_exported_from_the_newest_that_is_sound(f
     with pytest.raises(FileNotFoundError):
         export(folder, out)
     for weight in (1.0, 2.0):
-        parts = {"model.w": np.full(3, weight, np.float32), "rng.torch": np.zeros(9, np.uint8)}
+        parts: dict[str, np.ndarray[Any, Any]] = {"model.w": np.full(3, weight, np.float32), "rng.torch": np.zeros(9, np.uint8)}
         checkpoint(store, saved_as_bytes(parts))
     store.close()
     assert export(folder, out) == out.stat().st_size
