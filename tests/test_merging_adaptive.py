@@ -77,6 +77,18 @@ def test_towards_strangers_no_tensor_moves_far() -> None:
         assert float(merged[name].var()) == pytest.approx(float((own[name].var() + stranger[name].var()) / 2), rel=0.05)
 
 
+def test_where_nobody_agrees_with_anybody_it_is_variance_corrected() -> None:
+    """As among fresh initialisations. Several who agree with each other are approached carefully, also by one who is alone."""
+    schema = schema_of(mlp(20, 16, 8, 3).double())
+    own, *others = (state_of(made(mlp(20, 16, 8, 3), seed)) for seed in (1, 2, 3, 4))
+    for received in ([(1.0, model) for model in others], [(1.0, others[0])]):
+        merged, expected = (rule.merge(schema, own, 1, received) for rule in (Adaptive(), VarianceCorrected()))
+        assert all(torch.equal(merged[name], expected[name]) for name in own)
+    swarm = [(1.0, others[0]), (1.0, near(others[0], 5))]
+    merged, jump = (rule.merge(schema, own, 1, swarm)["0.weight"] for rule in (Adaptive(), VarianceCorrected()))
+    assert float((merged - own["0.weight"]).norm()) < 0.5 * float((jump - own["0.weight"]).norm())
+
+
 def test_strangers_end_at_agreement() -> None:
     """Nodes that only ever merge: apart at first, in the end of one mind, and in one order."""
     schema = schema_of(mlp(20, 16, 8, 3).double())
