@@ -220,7 +220,7 @@ def build(values: Mapping[str, Any]) -> Scenario:
     known = {one.name: one for one in fields(Scenario)}
     for key in values:
         if key not in known:
-            raise ScenarioError(f"there is no scenario key '{key}'{nearest(key, known)}; simulations/scenario.py and simulations/faults.py list them.")
+            raise ScenarioError(f"there is no scenario key '{key}'{nearest(key, known)}; scenario.py and faults.py list them.")
     return Scenario(**{key: typed(known[key], value) for key, value in values.items()})
 
 

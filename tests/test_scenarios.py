@@ -85,7 +85,7 @@ def test_what_only_shows_when_it_is_put_together_is_told_too(changes: dict[str, 
 
 
 def test_no_such_scenario(tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="just_one_byte.*quickstart"):
+    with pytest.raises(ScenarioError, match=r"just_one_byte.*quickstart"):
         load("quickestart")
     broken = tmp_path / "broken.toml"
     broken.write_text("nodes = = 3")

@@ -213,7 +213,7 @@ def test_what_is_merged_must_have_been_offered_signed_sized_and_fresh() -> None:
     watched.hears(watched.offer(3, b"s", size=99))
     assert "99 bytes" in watched.merges(b"s")[0]
     watched.hears(watched.offer(4, b"o"))
-    assert "offered 9999 s ago" in watched.merges(b"o", now=9999.0)[0]
+    assert "999999 s on its way" in watched.merges(b"o", now=999_999.0)[0]
     assert all(text.startswith("S1 at ") for text in watched.checks.violations)
 
 
