@@ -80,13 +80,13 @@ def carry_out(run: Run, *, short: bool) -> tuple[dict[str, dict[str, Any]], bool
     print(f"--- {run.name}: {said}", file=sys.stderr, flush=True)
     words = shlex.split(command)
     words[:1] = [sys.executable] if words[0] == "python" else [sys.executable, "-m", words[0]]
-    began = time.monotonic()
+    began, tried = time.monotonic(), commit()
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
         lines = Path(folder) / "tally.jsonl"
         environment = {**os.environ, **extra, "P2PNODE_TALLY": str(lines)}
         done = subprocess.run(words, cwd=ROOT, env=environment, stdout=sys.stderr)
         counted = [json.loads(line) for line in lines.read_text("utf-8").splitlines()] if lines.exists() else []
-    about = {"command": said, "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+    about = {"command": said, "commit": tried, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
     found = {key: entry | about | {"seconds": round(time.monotonic() - began)} for key, entry in summed(counted).items()}
     print(f"--- {run.name}: ended with {done.returncode}, {len(found)} counts", file=sys.stderr, flush=True)
     return found, done.returncode == 0  # with nothing counted when this machine can't try it: the run says why
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str]) -> int:
         kept = read()  # anew: another of these commands may have written meanwhile
         kept |= {place(run, row.key): found[row.key] for row in run.rows if row.key in found}
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
-        PAGE.write_text(render(kept), "utf-8")
+        PAGE.write_text(render(read()), "utf-8")
     return 0 if sound else 1
 
 

@@ -57,7 +57,7 @@ def test_a_run_replaces_its_own_rows_and_leaves_the_others(
 ) -> None:
     code = "import os; open(os.environ['P2PNODE_TALLY'], 'a').write(os.environ['LINES'])"
     lines = [
-        {"key": "a", "failed": 1, "of": 2, "seeds": "0-1"},
+        {"key": "a", "failed": 1, "of": 2, "z": 1, "seeds": "0-1"},
         {"key": "a", "failed": 0, "of": 3},
         {"key": "b", "failed": 0, "of": 1},
     ]
@@ -71,7 +71,7 @@ def test_a_run_replaces_its_own_rows_and_leaves_the_others(
     assert script.main(["one"]) == 1, "something failed"
     after = json.loads(script.KEPT.read_text("utf-8"))
     assert after["two: a"] == entry(0, 7)
-    assert (after["one: a"]["failed"], after["one: a"]["of"], after["one: a"]["figures"]) == (1, 5, {"seeds": ["0-1"]})
+    assert (after["one: a"]["failed"], after["one: a"]["of"], after["one: a"]["figures"]) == (1, 5, {"seeds": ["0-1"], "z": [1]})
     assert set(after) == {"one: a", "two: a"}
     assert re.fullmatch(r"\d+ cores, \d+ GiB, \S+ \S+, Python [\d.]+", after["one: a"]["machine"])
     assert script.main(["one", "--short"]) == 1, "a command that fails and counts nothing"
