@@ -294,7 +294,7 @@ def test_the_schedule_of_misfortune() -> None:
     assert (counts[Act.JOIN], counts[Act.CUT]) == (25, 100)
     assert [one for one in acts if one.act is not Act.CUT] == schedule(replace(scenario, cuts_per_minute=0.0), Random(1))
     assert counts[Act.LEAVE] + counts[Act.VANISH] == 50
-    assert min(counts.values()) >= 15
+    assert min(counts[Act.LEAVE], counts[Act.VANISH]) >= 15
     assert all(one.at < 240 for one in schedule(replace(scenario, heal_s=60.0), Random(1)))
     assert schedule(small(), Random(1)) == []
 
