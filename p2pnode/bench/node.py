@@ -202,7 +202,13 @@ async def main(size: int) -> None:
     with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as folder:
         await asyncio.to_thread(_touch, Path(folder), size)
         config = Config(
-            swarm=SWARM, data_dir=Path(folder), cycle_s=0.0, evaluate_every_s=86_400, checkpoint_every_s=86_400, open=True, mdns=False
+            swarm=SWARM,
+            data_dir=Path(folder),
+            cycle_s=0.0,
+            evaluate_every_s=86_400,
+            checkpoint_every_s=86_400,
+            open=True,
+            mdns=False,
         )
 
         def transport(seed: bytes, _: Gate) -> Watch:
