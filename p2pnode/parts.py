@@ -178,12 +178,12 @@ def _access(config: Config, records: Records, identity: Identity, given: Given, 
 
 
 def _warn_if_slow(config: Config, size: int) -> None:
-    """A model that takes longer than an offer is good for never arrives."""
+    """A model that takes longer than a fetch may never arrives, and one that takes minutes is old when it is here."""
     for name, rate in (("max_upload", config.rates.upload), ("max_download", config.rates.download)):
         if rate and size / rate > config.bounds.offer_age_s_max / 2:
             log.warning(
-                "a model takes %.0f minutes at %s %s a second, and an offer is good for %.0f: few will arrive",
-                size / rate / 60, name, format_size(rate), config.bounds.offer_age_s_max / 60,
+                "a model takes %.0f minutes at %s %s a second: few will arrive, and one that takes more than %.0f none",
+                size / rate / 60, name, format_size(rate), config.bounds.fetch_s_max / 60,
             )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 from protocols.entries import Mark, Proof, Restored, Run
 from protocols.identity import PeerId
 from protocols.limits import Limits
-from protocols.memory import NOTHING, Memory, unpacked
+from protocols.memory import NOTHING, Memory, aged, unpacked
 from protocols.merkle import CHUNK_BYTES, Digest, Tree
 from protocols.messages import Contact
 from simulations.blobs import Blob, Pieces
@@ -120,20 +120,19 @@ class Disk:
         if not self.checkpoints or not self.checkpoints[-1].memory:
             return NOTHING
         saved = self.checkpoints[-1]
-        return aged(unpacked(saved.memory, limits), now - saved.at, saved.carried, self.partials)
+        return _restored(unpacked(saved.memory, limits), now - saved.at, saved.carried, self.partials)
 
 
-def aged(memory: Memory, seconds: float, carried: dict[Digest, Blob], partials: dict[Digest, Pieces]) -> Memory:
+def _restored(memory: Memory, seconds: float, carried: dict[Digest, Blob], partials: dict[Digest, Pieces]) -> Memory:
     """`memory` so many seconds later, without the models whose bytes are gone; of half a model, the pieces that are here."""
-    here = [one for one in memory.carried if one.signed.offer.digest in carried]
+    memory = aged(memory, seconds)
     halves = []
     for half in memory.partials:
         pieces = partials.get(half.signed.offer.digest)
         if pieces is not None and pieces.at:
-            chunks = tuple(sorted(offset // CHUNK_BYTES for offset in pieces.at))
-            halves.append(replace(half, age_s=half.age_s + seconds, chunks=chunks))
-    kept = tuple(replace(one, age_s=one.age_s + seconds) for one in here)
-    return replace(memory, carried=kept, partials=tuple(halves))
+            halves.append(replace(half, chunks=tuple(sorted(offset // CHUNK_BYTES for offset in pieces.at))))
+    here = tuple(one for one in memory.carried if one.signed.offer.digest in carried)
+    return replace(memory, carried=here, partials=tuple(halves))
 
 
 def packed(cut: tuple[Mark, ...], values: bytes) -> bytes:
