@@ -146,9 +146,9 @@ def test_a_rule_fits_the_architecture_or_goes_without_matching() -> None:
 @examples
 @given(st.floats(1e-3, 1e3), st.floats(0.01, 1), st.integers(2, 100))
 def test_a_step_is_bounded(scale: float, share: float, size: int) -> None:
-    """By 1, by the way itself, and close to `share` of a short way."""
+    """By `share`, and close to `share` of a short way."""
     mine = torch.zeros(size, dtype=torch.float64)
     goal = torch.full((size,), scale / math.sqrt(size), dtype=torch.float64)
     moved = float(bounded_step(mine, goal, share).norm())
-    assert moved < min(1.0, share * scale)
-    assert moved == pytest.approx(share * scale / (share * scale + 1))
+    assert moved < share * min(1.0, scale)
+    assert moved == pytest.approx(share * scale / (scale + 1))

@@ -95,14 +95,14 @@ class Counted(Mapping[str, Tensor]):
 
 @each_rule
 def test_each_tensor_is_loaded_once(rule: MergeRule) -> None:
-    """Once to merge it; by rules that compare models first, once before."""
+    """Once to merge it. A rule that compares models first looks into their weights some times more, a few pages of each."""
     modules = [network(seed) for seed in (1, 2, 3)]
     schema = schema_of(modules[0])
     own, *others = (state_of(module) for module in modules)
     lazy = [Counted(other) for other in others]
     merged = rule.merge(schema, own, 1, [(1, model) for model in lazy])
-    looks = {1, 2, 3} if rule.name == "Adaptive" else {1}
-    assert all(set(model.loads.values()) <= looks for model in lazy)
+    most = 2 * (len(lazy) + 1) if rule.name == "Adaptive" else 1
+    assert all(set(model.loads.values()) <= set(range(1, most + 1)) for model in lazy)
     blobs = [decode(schema, encode(schema, other)) for other in others]
     assert encode(schema, merged) == encode(schema, rule.merge(schema, own, 1, [(1, blob) for blob in blobs]))
 

@@ -171,8 +171,9 @@ async def test_a_disk_that_refuses_is_a_state_and_one_that_lies_a_sentence(make:
     with sqlite3.connect(a.config.data_dir / STATE_FILE) as db:
         db.execute("UPDATE runs SET signature = x'' WHERE author != ?", (peer_from_text(a.status()["peer_id"]),))
     db.close()
-    with pytest.raises(ConfigError, match=r"contradicts itself .*move that file away"):
-        await make("a").start()
+    async with make("a") as again:  # a row that isn't what was written is left out, and said; peers will tell it
+        assert any("a row of 'runs' has a broken seal" in remark for remark in again._parts.records.store.remarks)  # type: ignore[union-attr]
+        assert again.status()["scalars"]["authors"] == 1
 
 
 async def test_strangers_by_recipe_or_protocol_refuse_each_other(make: Callable[..., Node]) -> None:

@@ -51,7 +51,7 @@ def mean_of(like: Tensor, steps: Sequence[float], theirs: Sequence[Iterator[Tens
 
 
 def bounded_step(mine: Tensor, goal: Tensor, share: float = 1.0) -> Tensor:
-    """`mine`, moved in place by `share` of the way to `goal` if that is short, by 1 if it is long. Overwrites `goal`."""
+    """`mine`, moved in place by `share` of the way to `goal` if that is short, by `share` if it is long. Overwrites `goal`."""
     apart = goal.sub_(mine)
-    distance = share * float(torch.linalg.vector_norm(apart, dtype=torch.float64))
+    distance = float(torch.linalg.vector_norm(apart, dtype=torch.float64))
     return mine.add_(apart, alpha=share / (distance + 1))
