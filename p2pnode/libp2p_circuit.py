@@ -75,9 +75,11 @@ class Circuits:
         self._incoming = 0
         self._nursery: trio.Nursery | None = None
         self._port: socket.socket | None = None
+        self._over = False  # nobody would close a port that is opened now
 
     async def live(self, host: SafeHost) -> None:
         """Serve, until cancelled."""
+        self._over = False
         self._ways.clear()
         self.reserved.clear()
         host.serve_quietly(STOP, served(host, self._on_stop))
@@ -85,7 +87,7 @@ class Circuits:
             async with trio.open_nursery() as self._nursery:
                 await trio.sleep_forever()
         finally:
-            self._nursery = None
+            self._nursery, self._over = None, True
             if self._port is not None:
                 self._port.close()
                 self._port = None
@@ -147,7 +149,9 @@ class Circuits:
         return await dial_from(self._engine.tcp, where, 0), False
 
     def port(self) -> int:
-        """The port that relays and hole punches are dialled from. Held by a socket that does nothing else."""
+        """The port that relays and hole punches are dialled from. Held by a socket that does nothing else. Raises NoWay."""
+        if self._over:
+            raise NoWay("this node is stopping")
         if self._port is None:
             self._port = reusable(socket.socket())
             self._port.bind(("0.0.0.0", 0))  # noqa: S104 - nothing listens here

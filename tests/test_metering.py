@@ -112,7 +112,7 @@ def test_a_transport_that_counts_nothing_is_refused_with_a_sentence() -> None:
 def test_a_rate_too_slow_for_the_model_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _warn_if_slow(Config(max_upload="20 kB", max_download="1 MB"), 12_000_000)
-    assert [line.partition(",")[0] for line in caplog.messages] == ["a model takes 10 minutes at max_upload 20 kB a second"]
+    assert [line.partition(":")[0] for line in caplog.messages] == ["a model takes 10 minutes at max_upload 20 kB a second"]
 
 
 # --- held by a transport --------------------------------------------------------------------------------------------------

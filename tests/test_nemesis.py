@@ -90,7 +90,7 @@ def test_islands_learn_apart_and_then_meet() -> None:
         "islands": 2,
         "topology": "fully_connected",
         "disjoint_classes": True,
-        "seconds": 24.0,
+        "seconds": 40.0,
         "evaluate_s": 8.0,
         "local_steps": 10,
     }
