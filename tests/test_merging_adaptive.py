@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from protocols.merging import Adaptive, Aligned, BadInput, DecDiff, FedAvg, VarianceCorrected, fitted, unmatched
-from protocols.merging.adaptive import AGREE_MIN, SAMPLE, agreement
-from protocols.merging.decdiff import bounded_step
+from protocols.merging.adaptive import AGREE_MIN, SAMPLE, STEP, agreement
+from protocols.merging.aligned import match
 from protocols.merging.symmetry import chain_of, reordered
 from protocols.tensors import Role, Schema, TensorSpec, schema_of, state_of
 from tests.test_merging_aligned import Residual, made, mlp, network, outputs_of
@@ -144,11 +144,40 @@ def test_a_rule_fits_the_architecture_or_goes_without_matching() -> None:
 
 
 @examples
-@given(st.floats(1e-3, 1e3), st.floats(0.01, 1), st.integers(2, 100))
-def test_a_step_is_bounded(scale: float, share: float, size: int) -> None:
-    """By `share`, and close to `share` of a short way."""
-    mine = torch.zeros(size, dtype=torch.float64)
-    goal = torch.full((size,), scale / math.sqrt(size), dtype=torch.float64)
-    moved = float(bounded_step(mine, goal, share).norm())
-    assert moved < share * min(1.0, scale)
-    assert moved == pytest.approx(share * scale / (scale + 1))
+@given(st.integers(0, 2**32), st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=4), st.integers(1, 3), st.integers(1, 3))
+def test_all_layers_go_the_same_fraction_of_the_way(seed: int, distances: list[float], near_ones: int, strangers: int) -> None:
+    """However far each is from the strangers: at most their share, and a small part of that where they have nothing in common."""
+    names = [f"norm{index}" for index in range(len(distances))]
+    weight = TensorSpec("weight", (40, 50), torch.float64, Role.WEIGHT)
+    schema = Schema((weight, *(TensorSpec(name, (8,), torch.float64, Role.NORM) for name in names)))
+    rng = torch.Generator().manual_seed(seed)
+    own, far = ({"weight": torch.randn(40, 50, generator=rng, dtype=torch.float64)} for _ in range(2))
+    own |= {name: torch.zeros(8, dtype=torch.float64) for name in names}
+    far |= {name: torch.full((8,), distance, dtype=torch.float64) for name, distance in zip(names, distances, strict=True)}
+    merged = Adaptive(aligning=False).merge(schema, own, 1, [(1, own)] * near_ones + [(1, far)] * strangers)
+    share = strangers / (1 + near_ones + strangers)
+    expected = share * STEP / math.sqrt(1 - agreement(schema, own, far))
+    assert all(
+        torch.allclose(merged[name], distance * torch.full((8,), expected, dtype=torch.float64))
+        for name, distance in zip(names, distances, strict=True)
+    )
+    assert expected < share / 4
+
+
+def test_strangers_of_one_mind_are_matched_alike() -> None:
+    """A second one that agrees with the first but for noise is put in the same order, though its own best match is another."""
+    schema = schema_of(mlp(50, 40, 30, 5).double())
+    own, stranger = (state_of(made(mlp(50, 40, 30, 5), seed)) for seed in (1, 2))
+    twins = [near(stranger, seed, 0.1) for seed in (3, 4)]
+    matches = [[order.tolist() for order in match(schema, chain_of(schema), own, twin)] for twin in twins]
+    assert matches[0] != matches[1]
+    alone, both = (
+        Adaptive().merge(schema, own, 1, [(1, near(own, 5)), *((1, one) for one in some)]) for some in ([twins[0]], twins)
+    )
+    order = [torch.tensor(one) for one in matches[0]]
+    middle = {name: (twins[0][name] + twins[1][name]) / 2 for name in own}
+    for name, there in reordered(chain_of(schema), middle, order).items():
+        if own[name].dim() > 1:  # both merges went the same way, towards twins in that order
+            here = VarianceCorrected().merge(schema, own, 1, [(1, near(own, 5))])[name]
+            ways = [((one[name] - here).flatten() @ (there - here).flatten()) for one in (alone, both)]
+            assert float(ways[1]) > 1.2 * float(ways[0]) > 0

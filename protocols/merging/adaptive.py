@@ -1,11 +1,13 @@
-"""Adaptive: a plain mean among models that agree, a careful step towards those that learned apart. The default.
+"""Adaptive: a plain mean among models that agree, small steps towards those that learned apart. The default.
 
 How far two models are apart is measured, layer by layer, as the correlation of their weights: within a swarm it is close to 1,
 between parts of it that never met close to 0, and little lies between (docs/figures/README.md, partition_heal). Models that
 agree are merged by `VarianceCorrected`, as if there were nothing else. Of the others each is first matched to the own model, unit
-by unit (`aligned`); if it agrees then, it was only in another order. What is still far is approached by a bounded step (as
-`DecDiff`'s) from the mean of those that agree, and the variance of that is put back: a jump to the mean of unrelated models would
-lose what either side knows, while local training keeps a model good that moves a little at a time. Where nobody agrees with
+by unit (`aligned`), and all that agree with each other in the same way; if it agrees then, it was only in another order. What is
+still far is approached from the mean of those that agree, by a small fraction of the way, and the variance of that is put back:
+a jump to the mean of unrelated models would lose what either side knows, while local training keeps a model good that moves a
+little at a time. That small steps save both sides is `DecDiff`'s idea. Ours is one fraction for all layers: no layer runs ahead
+on the straight way to the other model, and along that way matched models are good (Git Re-Basin). Where nobody agrees with
 anybody, as among fresh initialisations, there is nothing to keep and no goal to approach: `VarianceCorrected` again.
 
 Owns the choice. Must never be worse than `VarianceCorrected` where models agree: there it is the same to the bit.
@@ -14,7 +16,7 @@ Owns the choice. Must never be worse than `VarianceCorrected` where models agree
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from protocols.merging.aligned import match
 from protocols.merging.base import blaming, check_own, merge_tensors, running_shares, shares
-from protocols.merging.decdiff import bounded_step, mean_of
+from protocols.merging.decdiff import mean_of
 from protocols.merging.mean import move_to_mean
 from protocols.merging.symmetry import Chain, NotAChain, Order, chain_of, reordered
 from protocols.merging.variance_corrected import Gauge, VarianceCorrected, stretch
@@ -33,6 +35,10 @@ from protocols.tensors import Model, Role, Schema, TensorSpec, check_form, check
 # 0.02 between islands with initialisations of their own, 0.2 once matched. Going over to the plain mean at 0.5 costs 10 points of
 # accuracy when such islands meet (with steps of 2), at 0.9 3 points (docs/figures/README.md, partition_heal).
 AGREE_MIN = 0.9
+# Of the way to models that have nothing in common, this fraction of their share is gone in a merge; to those that correlate by c,
+# 1 / sqrt(1 - c) times as much, so that steps stay about as long. Measured where training has least time to keep up, with merges
+# after every step: 0.05 to 0.1 lose 1.5 to 3 points, 0.15 2 to 4 (docs/figures/README.md, partition_heal).
+STEP = 0.07
 SAMPLE = 1 << 13  # elements looked at in each layer: a correlation to within 0.011, a page of a file or a few
 
 
@@ -51,25 +57,41 @@ class Adaptive:
         running_shares(own_weight, [weight for weight, _ in received])  # refuses weights that are none
         check_own(schema, own)
         models: list[Model] = [model for _, model in received]
-        far = [index for index in range(len(models)) if _is_far(schema, own, index, models[index])]
+        far: dict[int, float] = {}  # how much those agree that don't agree enough
+        for index, model in enumerate(models):
+            with blaming(index):
+                check_names(schema, model)
+                _sort_in(far, index, agreement(schema, own, model))
         chain = _chain(schema) if far and self.aligning else None
         orders: list[Sequence[Order]] = []  # of those that agree once matched
         if chain is not None:
-            for index in far[:]:
+            parts: list[tuple[Model, Sequence[Order]]] = []  # of strangers that agree with each other: the first, how it matches
+            for index in list(far):
                 with blaming(index):
-                    matched = match(schema, chain, own, models[index])
+                    matched = next((known for one, known in parts if agreement(schema, one, models[index]) >= AGREE_MIN), None)
+                    if matched is None:
+                        matched = match(schema, chain, own, models[index])
+                        parts.append((models[index], matched))
                 models[index] = reordered(chain, models[index], matched)
-                if not _is_far(schema, own, index, models[index]):
-                    far.remove(index)
+                _sort_in(far, index, agreement(schema, own, models[index]))
+                if index not in far:
                     orders.append(matched)
         if len(far) == len(received) and not _of_one_mind(schema, [model for _, model in received]):
             return VarianceCorrected().merge(schema, own, own_weight, received)
         pairs = [(weight, model) for (weight, _), model in zip(received, models, strict=True)]
         if far:
-            merged = _approach(schema, own, own_weight, pairs, frozenset(far))
+            merged = _approach(schema, own, own_weight, pairs, far)
         else:
             merged = VarianceCorrected().merge(schema, own, own_weight, pairs)
         return merged if chain is None else _settled(chain, own, merged, orders)
+
+
+def _sort_in(far: dict[int, float], index: int, agreed: float) -> None:
+    """Received model `index` is far or isn't. One that isn't sound (NaN) is not: merging finds out why."""
+    if agreed < AGREE_MIN:
+        far[index] = agreed
+    else:
+        far.pop(index, None)
 
 
 @torch.no_grad()
@@ -102,13 +124,6 @@ def _of_one_mind(schema: Schema, models: Sequence[Model]) -> bool:
     return len(models) > 1 and all(agreement(schema, models[0], model) >= AGREE_MIN for model in models[1:])
 
 
-def _is_far(schema: Schema, own: Model, index: int, model: Model) -> bool:
-    """Whether received model `index` doesn't agree with ours. One that isn't sound doesn't count: merging finds out why."""
-    with blaming(index):
-        check_names(schema, model)
-        return agreement(schema, own, model) < AGREE_MIN
-
-
 def _chain(schema: Schema) -> Chain | None:
     try:
         return chain_of(schema)
@@ -117,15 +132,16 @@ def _chain(schema: Schema) -> Chain | None:
 
 
 def _approach(
-    schema: Schema, own: Model, own_weight: float, received: Sequence[tuple[float, Model]], far: frozenset[int]
+    schema: Schema, own: Model, own_weight: float, received: Sequence[tuple[float, Model]], far: Mapping[int, float]
 ) -> dict[str, Tensor]:
-    """The mean of those that agree, a bounded step from there towards the mean of all, and the variance of those received."""
+    """The mean of those that agree, a small step from there towards the mean of all, and the variance of those received."""
     weights = [weight for weight, _ in received]
     near_weights = [weight for index, weight in enumerate(weights) if index not in far]
     near_steps = running_shares(own_weight, near_weights) if near_weights else ()
     first, *others = (weights[index] for index in sorted(far))
     far_steps = (1.0, *running_shares(first, others)) if others else (1.0,)
     far_share = math.fsum(share for index, share in enumerate(shares([*weights, own_weight])) if index in far)
+    step = far_share * min(1.0, STEP / math.sqrt(1 - min(far.values())))  # the most distant of them decides
     followed = shares(weights)
 
     def combine(spec: TensorSpec, mine: Tensor, theirs: Sequence[Iterator[Tensor]]) -> Tensor:
@@ -133,7 +149,7 @@ def _approach(
         measured = list(map(target.measuring, followed, theirs))
         here = move_to_mean(mine, near_steps, [one for index, one in enumerate(measured) if index not in far])
         there = mean_of(here, far_steps, [measured[index] for index in sorted(far)])
-        moved = bounded_step(here, there, far_share)
+        moved = here.lerp_(there, step)
         return moved if spec.role is Role.NORM or spec.numel < 2 else stretch(moved, target.variance, spec.dtype)
 
     return merge_tensors(schema, own, [model for _, model in received], combine)

@@ -33,7 +33,7 @@ class DecDiff:
         steps = (1.0, *running_shares(weights[0], weights[1:])) if weights[1:] else shares(weights)
 
         def combine(_: TensorSpec, mine: Tensor, theirs: Sequence[Iterator[Tensor]]) -> Tensor:
-            return bounded_step(mine, mean_of(mine, steps, theirs))
+            return _bounded_step(mine, mean_of(mine, steps, theirs))
 
         return merge_tensors(schema, own, [model for _, model in received], combine)
 
@@ -50,8 +50,8 @@ def mean_of(like: Tensor, steps: Sequence[float], theirs: Sequence[Iterator[Tens
     return mean
 
 
-def bounded_step(mine: Tensor, goal: Tensor, share: float = 1.0) -> Tensor:
-    """`mine`, moved in place by `share` of the way to `goal` if that is short, by `share` if it is long. Overwrites `goal`."""
+def _bounded_step(mine: Tensor, goal: Tensor) -> Tensor:
+    """`mine`, moved in place all the way to `goal` if that is short, by 1 if it is long. Overwrites `goal`."""
     apart = goal.sub_(mine)
     distance = float(torch.linalg.vector_norm(apart, dtype=torch.float64))
-    return mine.add_(apart, alpha=share / (distance + 1))
+    return mine.add_(apart, alpha=1 / (distance + 1))
