@@ -1,7 +1,7 @@
 """The figure of `partition_heal`: two parts that learned apart meet, by merge rule, with all classes and with half of them each.
 
-Run from the repository's root, with Fashion-MNIST in P2PNODE_DATA or an internet connection (about a minute a run, 18 runs; for more
-rules and no network between them see lockstep.py):
+Run from the repository's root, with Fashion-MNIST in P2PNODE_DATA or an internet connection (about a minute a run, 18 runs; for
+more rules, and no network between them, see lockstep.py):
 
     python docs/figures/partition_heal.py [--seeds 0 1 2]
 
