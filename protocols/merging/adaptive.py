@@ -4,11 +4,11 @@ How far two models are apart is measured, layer by layer, as the correlation of 
 between parts of it that never met close to 0, and little lies between (docs/figures/README.md, partition_heal). Models that
 agree are merged by `VarianceCorrected`, as if there were nothing else. Of the others each is first matched to the own model, unit
 by unit (`aligned`), and all that agree with each other in the same way; if it agrees then, it was only in another order. What is
-still far is approached from the mean of those that agree, by a small fraction of the way, and the variance of that is put back:
-a jump to the mean of unrelated models would lose what either side knows, while local training keeps a model good that moves a
-little at a time. That small steps save both sides is `DecDiff`'s idea. Ours is one fraction for all layers: no layer runs ahead
-on the straight way to the other model, and along that way matched models are good (Git Re-Basin). Where nobody agrees with
-anybody, as among fresh initialisations, there is nothing to keep and no goal to approach: `VarianceCorrected` again.
+still far is approached by a bounded step (as `DecDiff`'s) from the mean of those that agree, and the variance of that is put
+back: a jump to the mean of unrelated models would lose what either side knows, while local training keeps a model good that moves
+a little at a time. Ours is that all layers go the same fraction of the way: none runs ahead on the straight line to the other
+model, along which matched models are good (Git Re-Basin). Where nobody agrees with anybody, as among fresh initialisations, there
+is nothing to keep and no goal to approach: `VarianceCorrected` again.
 
 Owns the choice. Must never be worse than `VarianceCorrected` where models agree: there it is the same to the bit.
 """
@@ -35,10 +35,9 @@ from protocols.tensors import Model, Role, Schema, TensorSpec, check_form, check
 # 0.02 between islands with initialisations of their own, 0.2 once matched. Going over to the plain mean at 0.5 costs 10 points of
 # accuracy when such islands meet (with steps of 2), at 0.9 3 points (docs/figures/README.md, partition_heal).
 AGREE_MIN = 0.9
-# Of the way to models that have nothing in common, this fraction of their share is gone in a merge; to those that correlate by c,
-# 1 / sqrt(1 - c) times as much, so that steps stay about as long. Measured where training has least time to keep up, with merges
-# after every step: 0.05 to 0.1 lose 1.5 to 3 points, 0.15 2 to 4 (docs/figures/README.md, partition_heal).
-STEP = 0.07
+# A merge moves weight matrices by at most this length (L2, root mean square over them) times the strangers' share. Measured where
+# training has least time to keep up, with a merge after every step (docs/figures/README.md, partition_heal).
+STEP = 1.0
 SAMPLE = 1 << 13  # elements looked at in each layer: a correlation to within 0.011, a page of a file or a few
 
 
@@ -57,11 +56,11 @@ class Adaptive:
         running_shares(own_weight, [weight for weight, _ in received])  # refuses weights that are none
         check_own(schema, own)
         models: list[Model] = [model for _, model in received]
-        far: dict[int, float] = {}  # how much those agree that don't agree enough
+        far: dict[int, float] = {}  # who doesn't agree enough, and how far away that is
         for index, model in enumerate(models):
             with blaming(index):
                 check_names(schema, model)
-                _sort_in(far, index, agreement(schema, own, model))
+                _sort_in(far, index, *_compared(schema, own, model))
         chain = _chain(schema) if far and self.aligning else None
         orders: list[Sequence[Order]] = []  # of those that agree once matched
         if chain is not None:
@@ -73,7 +72,7 @@ class Adaptive:
                         matched = match(schema, chain, own, models[index])
                         parts.append((models[index], matched))
                 models[index] = reordered(chain, models[index], matched)
-                _sort_in(far, index, agreement(schema, own, models[index]))
+                _sort_in(far, index, *_compared(schema, own, models[index]))
                 if index not in far:
                     orders.append(matched)
         if len(far) == len(received) and not _of_one_mind(schema, [model for _, model in received]):
@@ -86,22 +85,28 @@ class Adaptive:
         return merged if chain is None else _settled(chain, own, merged, orders)
 
 
-def _sort_in(far: dict[int, float], index: int, agreed: float) -> None:
+def _sort_in(far: dict[int, float], index: int, agreed: float, distance: float) -> None:
     """Received model `index` is far or isn't. One that isn't sound (NaN) is not: merging finds out why."""
     if agreed < AGREE_MIN:
-        far[index] = agreed
+        far[index] = distance
     else:
         far.pop(index, None)
 
 
-@torch.no_grad()
 def agreement(schema: Schema, own: Model, model: Model) -> float:
     """The correlation of two models' weights, mean over layers: 1 for equal ones, about 0 for unrelated ones. NaN: not sound.
 
     Of each layer the first `SAMPLE` weights are looked at. 1 where there is no layer to compare. Raises ModelError when `model`
     has not the schema's form.
     """
+    return _compared(schema, own, model)[0]
+
+
+@torch.no_grad()
+def _compared(schema: Schema, own: Model, model: Model) -> tuple[float, float]:
+    """Two models' agreement, and their distance: L2, root mean square over layers, from the same samples."""
     found: list[float] = []
+    apart: list[float] = []  # squared
     for spec in schema.tensors:
         if spec.role is not Role.WEIGHT or len(spec.shape) < 2 or not spec.numel:
             continue
@@ -110,7 +115,9 @@ def agreement(schema: Schema, own: Model, model: Model) -> float:
         scale = math.sqrt(float(mine @ mine) * float(theirs @ theirs))
         if scale > 0 or math.isnan(scale):
             found.append(float(mine @ theirs) / scale)
-    return math.fsum(found) / len(found) if found else 1.0
+        apart.append(float((mine - theirs).square().sum()) * spec.numel / mine.numel())
+    agreed = math.fsum(found) / len(found) if found else 1.0
+    return agreed, math.sqrt(math.fsum(apart) / len(apart)) if apart else 0.0
 
 
 def _sample(spec: TensorSpec, value: Tensor, device: torch.device) -> Tensor:
@@ -141,7 +148,7 @@ def _approach(
     first, *others = (weights[index] for index in sorted(far))
     far_steps = (1.0, *running_shares(first, others)) if others else (1.0,)
     far_share = math.fsum(share for index, share in enumerate(shares([*weights, own_weight])) if index in far)
-    step = far_share * min(1.0, STEP / math.sqrt(1 - min(far.values())))  # the most distant of them decides
+    step = far_share * min(1.0, STEP / max(far.values()))  # the most distant of them decides
     followed = shares(weights)
 
     def combine(spec: TensorSpec, mine: Tensor, theirs: Sequence[Iterator[Tensor]]) -> Tensor:
