@@ -9,14 +9,13 @@ from __future__ import annotations
 from protocols.effects import Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.identity import peer_text
-from protocols.links import Link, State
+from protocols.links import PENALTY_TWICE, Link, State
 from protocols.membership import Membership
 from protocols.messages import Bye, Goodbye, Hello
 from protocols.settings import CoreSettings, swarm_digest
 from protocols.turn import Turn
 from protocols.wire import VERSION
 
-PENALTY_RUDE = 40.0  # says hello twice
 REFUSALS = {  # what we tell whom we have no use for
     Goodbye.OTHER_SWARM: "you belong to another swarm",
     Goodbye.OTHER_SCHEMA: "your model has another schema",
@@ -37,7 +36,7 @@ class Greeting:
     def on_hello(self, link: Link, hello: Hello, turn: Turn) -> bool:
         """A peer says who it is. Returns whether we belong together: the link is open then. RemoteError the second time."""
         if link.state is not State.GREETING:
-            raise RemoteError("a second hello", PENALTY_RUDE)
+            raise RemoteError("a second hello", PENALTY_TWICE)
         link.addresses = hello.addresses
         if hello.swarm != self._swarm:
             self.refuse(link, Goodbye.OTHER_SWARM, "it belongs to another swarm", turn)

@@ -16,6 +16,7 @@ from protocols.merkle import Digest
 from protocols.messages import Contact
 
 PENALTY_FLOOD = 2.0  # per frame over the rate: fifty of them are a flood
+PENALTY_TWICE = 2.0  # for what may be a frame that came twice: the network's doing, mostly, and it harms nobody
 
 
 class State(Enum):

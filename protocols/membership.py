@@ -26,13 +26,11 @@ from protocols.effects import Hangup, Kind
 from protocols.errors import RemoteError
 from protocols.identity import PeerId, peer_text
 from protocols.limits import Limits
-from protocols.links import Budget, Link, State
+from protocols.links import PENALTY_TWICE, Budget, Link, State
 from protocols.liveness import Liveness
 from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Neighbour, NeighbourReply, Shuffle
 from protocols.randomness import Randomness
 from protocols.turn import Turn
-
-PENALTY_UNASKED = 10.0  # an answer to a question that wasn't asked
 
 
 class Membership:
@@ -178,7 +176,7 @@ class Membership:
     def on_neighbour_reply(self, link: Link, reply: NeighbourReply, turn: Turn) -> None:
         """The answer to our own request."""
         if not link.neighbour_asked:
-            raise RemoteError("neighbour reply that nobody asked for", PENALTY_UNASKED)
+            raise RemoteError("neighbour reply that nobody asked for", PENALTY_TWICE)
         link.neighbour_asked = False
         if reply.accepted:
             if link.peer not in self.active:
@@ -206,7 +204,7 @@ class Membership:
         """Contacts for contacts."""
         if shuffle.reply:
             if not link.shuffles_asked:
-                raise RemoteError("shuffle reply that nobody asked for", PENALTY_UNASKED)
+                raise RemoteError("shuffle reply that nobody asked for", PENALTY_TWICE)
             link.shuffles_asked -= 1
         elif turn.now < link.shuffled + self._limits.shuffle_gap_s:
             return

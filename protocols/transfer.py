@@ -30,6 +30,7 @@ from protocols.turn import Turn
 
 PENALTY_BAD_CHUNK = 50.0  # bytes that don't belong to the digest: broken memory, or a lie
 PENALTY_UNASKED_CHUNK = 10.0
+REPEATS_MAX = 3  # of a chunk, no fault: the request for it, and each of the answers, may have come twice
 PENALTY_STALLED = 15.0  # offered, asked for, and not a chunk for `chunk_gap_s_max`: else stalling would cost nothing
 
 
@@ -40,7 +41,7 @@ class Transfers:
         self._limits, self._holdings = limits, holdings
         self._fetches: dict[Digest, Fetch] = {}
         self._parked: dict[Digest, Fetch] = {}  # oldest first
-        self._expected: dict[tuple[PeerId, Digest], int] = {}  # chunks asked for, then given up, that may still be under way
+        self._expected: dict[tuple[PeerId, Digest], int] = {}  # chunks that may come though nobody waits for them any more
         self._lines: dict[PeerId, Line] = {}  # of those we fetch from, as long as their links are up
         self._doubts: dict[tuple[PeerId, Digest], float] = {}  # set aside as silent, and when that becomes a fault
         self.late = self.again = 0  # `again`: chunks asked of a second source because the first was slow
@@ -158,6 +159,7 @@ class Transfers:
         link.fetched = turn.now
         if waited_for:
             fetch.take(peer, chunk.index, turn.now)
+            self._expect(peer, fetch.digest, REPEATS_MAX)
             self._line(peer, turn.now).round_trip_s = link.round_trip_s or 0.0
         else:
             fetch.take_belated(chunk.index)
@@ -276,7 +278,7 @@ class Transfers:
         turn.report(Kind.TRANSFER_FAILED, None, why)
 
     def _expect(self, peer: PeerId, digest: Digest, chunks: int) -> None:
-        """What `peer` was asked for may still come, though nobody waits for it."""
+        """What `peer` was asked for may still come, or come again, though nobody waits for it."""
         if chunks:
             key = (peer, digest)
             self._expected[key] = self._expected.pop(key, 0) + chunks

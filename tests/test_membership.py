@@ -15,6 +15,7 @@ from protocols.core import Core
 from protocols.dialling import Dialler
 from protocols.greeting import REFUSALS
 from protocols.limits import EDGE, LAPTOP
+from protocols.links import PENALTY_TWICE
 from protocols.messages import Bye, Contact, ForwardJoin, Goodbye, Neighbour, NeighbourReply, Ping, Pong, Shuffle
 from tests.core_harness import SCHEMA, SWARM, Bench, Swarm, address, contact, identity, make_core
 from tests.core_tables import check_tables
@@ -312,7 +313,7 @@ def test_a_full_view_refuses_politely_but_takes_in_the_lonely() -> None:
     assert len(bench.active) == 5
     assert len(hung_up(effects)) == 1
     bench.say(6, NeighbourReply(True))
-    assert bench.score(6) == 10, "nobody asked"
+    assert bench.score(6) == PENALTY_TWICE, "nobody asked"
 
 
 def test_strangers_in_need_can_not_surround_a_node() -> None:

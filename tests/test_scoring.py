@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,13 @@ import pytest
 from protocols import effects as fx
 from protocols.core import PENALTY_EARLY
 from protocols.fields import PENALTY_MALFORMED
-from protocols.greeting import PENALTY_RUDE
+from protocols.identity import PeerId
 from protocols.limits import LAPTOP, Limits
-from protocols.links import PENALTY_FLOOD
+from protocols.links import PENALTY_FLOOD, PENALTY_TWICE
 from protocols.messages import Ping
 from protocols.scoring import Scores
 from protocols.wire import Type
-from tests.core_harness import Bench, identity
+from tests.core_harness import Bench, Swarm, identity, make_core
 
 A, B = identity(1).peer, identity(2).peer
 
@@ -79,7 +80,7 @@ def test_talking_before_hello_and_saying_it_twice_are_rude() -> None:
     assert bench.score(1) == PENALTY_EARLY
     bench.hello(1)
     bench.hello(1)
-    assert bench.score(1) == PENALTY_EARLY + PENALTY_RUDE
+    assert bench.score(1) == PENALTY_EARLY + PENALTY_TWICE
     assert bench.core.snapshot(0).faults == {"message before hello": 1, "a second hello": 1}
 
 
@@ -136,3 +137,33 @@ def test_limits_must_make_sense() -> None:
         Limits(links_max=5)
     with pytest.raises(ValueError, match="frame_bytes_max"):
         Limits(shuffle_passive_max=40)
+
+
+class Stuttering(Swarm):
+    """Two frames of five arrive twice, the second time up to two seconds later."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.chance = random.Random(1)
+
+    def _deliver(self, number: int, peer: PeerId, data: bytes) -> None:
+        super()._deliver(number, peer, data)
+        if self.chance.random() < 0.4:
+            self.now, now = self.now + self.chance.uniform(0, 2), self.now
+            super()._deliver(number, peer, data)
+            self.now = now
+
+
+def test_a_network_that_repeats_itself_costs_nobody_his_peers() -> None:
+    """Hellos, answers, offers and chunks: in two minutes not a fifth of the points with which a node is hung up on."""
+    swarm = Stuttering({number: make_core(number, contacts=range(4)) for number in range(4)})
+    swarm.run(120)
+    worst = max(one.score for core in swarm.cores.values() for one in core.snapshot(swarm.now).peers)
+    faults = Counter[str]()
+    for core in swarm.cores.values():
+        faults.update(core.snapshot(swarm.now).faults)
+    assert {"neighbour reply that nobody asked for", "a second hello"} <= set(faults)
+    assert "chunk that wasn't asked for" not in faults
+    assert sum(core.snapshot(swarm.now).chunks_late for core in swarm.cores.values()) > 100
+    assert worst < LAPTOP.penalty_graylist / 5
+    assert all(len(core.snapshot(swarm.now).peers) == 3 for core in swarm.cores.values())
