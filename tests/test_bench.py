@@ -54,12 +54,12 @@ def test_its_processes_end_with_it() -> None:
 
 
 def test_hosts_of_one_process_find_each_other_and_rest() -> None:
-    done = p2pnode("bench", "hosts", "--count", "6", "--seconds", "60", "--idle-seconds", "3", "--json")
+    done = p2pnode("bench", "hosts", "--count", "4", "--seconds", "60", "--idle-seconds", "3", "--json")
     document = json.loads(done.stdout)
     assert document["connected_s"] <= document["all_heard_s"] < 60, "a shuffle or two"
-    assert document["heard_least"] == 5
+    assert document["heard_least"] == 3
     assert 0 < document["mib_per_node"] < 20
-    assert 5 <= document["links"] <= 15
+    assert 3 <= document["links"] <= 6
     assert document["ok"] is (document["idle_cpu_percent_per_node"] <= 1)
     assert done.returncode == (ExitStatus.OK if document["ok"] else ExitStatus.FAILED)
 
