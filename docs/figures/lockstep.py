@@ -13,6 +13,7 @@ simulator's. Runs that are in the file already aren't made again.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ def main() -> None:
                 curves: Curves = json.loads(path.read_text("utf-8")) if path.is_file() else {}
                 if rule in given.rules and str(seed) not in curves.get(case, {}).get(f"{rule} {share:g}", {}):
                     found = curve(case, rule, share, seed)
+                    gc.collect()  # of a run's data, which are a gigabyte and refer to each other
                     curves = json.loads(path.read_text("utf-8")) if path.is_file() else {}  # another may have written meanwhile
                     curves.setdefault(case, {}).setdefault(f"{rule} {share:g}", {})[str(seed)] = found
                     path.write_text(json.dumps(curves) + "\n", "utf-8")
