@@ -5,9 +5,11 @@ take follows from the peer's earlier ones (`round_trips`). Who leaves `probe_ret
 others may have its place, if we need one, and a last ping asks it to refute; it is given up for dead after `suspect_s` more
 without a word.
 
-All these times are stretched by our own health score: a timer of ours that fires late, or a probe that fails while nobody else
-is heard either, says that perhaps *we* are slow (a node that trains hard is); a probe that succeeds, or a while in which
-neither happens, says we are not. And time in which we slept doesn't count as anybody's silence.
+All these times are stretched by our own health score: a timer of ours that fires late, or a probe that fails while none of the
+others is heard either, says that perhaps *we* are slow (a node that trains hard is); a probe that succeeds, or a while in which
+neither happens, says we are not. And time in which we slept doesn't count as anybody's silence. Silence alone triples the times
+at most, since all our peers may have died together, and those who are cut off lose little by dialling anew; and who has one peer
+only learns nothing of itself from its silence.
 
 Suspicion stays between the two: nobody else is asked to ping for us (SWIM's ping-req) or told of it. What is at stake is one
 link, and a link that carries nothing is of no use to us, however well others hear its peer (`tests/test_probing.py` counts
@@ -28,6 +30,8 @@ from protocols.messages import Ping
 from protocols.randomness import Randomness
 from protocols.round_trips import RoundTrips
 from protocols.turn import Turn
+
+DOUBT_MAX = 2  # of the health score, as far as silence says anything
 
 
 class Liveness:
@@ -75,7 +79,8 @@ class Liveness:
         if turn.now < self.due(link):
             return True
         if link.probe_sent is not None:
-            if not any(other.heard > link.probe_sent for other in self._active.values() if other is not link):
+            others = [other for other in self._active.values() if other is not link]
+            if others and not any(other.heard > link.probe_sent for other in others) and self.health < DOUBT_MAX:
                 self._worse(turn.now)
             link.probes_lost += 1
             if link.probes_lost > self._limits.probe_retries_max:

@@ -19,6 +19,9 @@ SHAPES = ("halves", "lopsided", "one", "one_way", "bridge", "flapping")
 
 # How often a group of keys is drawn, and how. Ranges: docs of the test catalogue (M4, M7, M11), shortened to runs of a minute
 Draw = Callable[[Random, float], dict[str, Any]]
+ISLANDS_SHARE = (
+    0.6  # of the faults' time: models that learned apart are brought together in bounded steps, over ten or twelve rounds
+)
 GROUPS: tuple[tuple[float, Draw], ...] = (
     (0.5, lambda r, end: {"loss": r.uniform(0, 0.3)}),
     (0.4, lambda r, end: {"duplicate": r.uniform(0, 0.5), "reorder_s": r.uniform(0, 5)}),
@@ -36,7 +39,7 @@ GROUPS: tuple[tuple[float, Draw], ...] = (
     (0.1, lambda r, end: {"flash_crowd": r.randrange(2, 6), "flash_s": r.uniform(0, end)}),
     (0.2, lambda r, end: {"on_share": r.uniform(0.4, 0.9), "on_s": r.uniform(5, 20)}),
     (0.1, lambda r, end: {"battery_steps": r.randrange(20, 80), "charge_s": r.uniform(5, 20)}),
-    (0.1, lambda r, end: {"islands": 2, "islands_until_s": r.uniform(5, end)}),
+    (0.1, lambda r, end: {"islands": 2, "islands_until_s": r.uniform(5, ISLANDS_SHARE * end)}),
     (
         0.4,
         lambda r, end: {
