@@ -35,10 +35,12 @@ from protocols.tensors import Model, Role, Schema, TensorSpec, check_form, check
 # 0.02 between islands with initialisations of their own, 0.2 once matched. Going over to the plain mean at 0.5 costs 10 points of
 # accuracy when such islands meet (with steps of 2), at 0.9 3 points (docs/figures/README.md, partition_heal).
 AGREE_MIN = 0.9
-# The length (L2, root mean square over weight matrices) that a merge goes towards strangers in equal number, times their share.
-# Others go further the less there is to keep: a newcomer, whose models count next to nothing, goes all the way at once. Measured
-# where training has least time to keep up, with a merge after every step (docs/figures/README.md, partition_heal).
+# The length (L2, root mean square over weight matrices) that a merge goes towards strangers, times their share. Measured where
+# training has least time to keep up, with a merge after every step (docs/figures/README.md, partition_heal).
 STEP = 1.0
+# Whose side, with those who agree, counts for less than this share has less to keep, and takes longer steps: a newcomer, whose
+# model counts next to nothing, goes all the way at once.
+KEPT_SHARE = 0.25
 SAMPLE = 1 << 13  # elements looked at in each layer: a correlation to within 0.011, a page of a file or a few
 
 
@@ -149,7 +151,8 @@ def _approach(
     first, *others = (weights[index] for index in sorted(far))
     far_steps = (1.0, *running_shares(first, others)) if others else (1.0,)
     far_share = math.fsum(share for index, share in enumerate(shares([*weights, own_weight])) if index in far)
-    step = far_share * STEP / max(STEP, 2 * (1 - far_share) * max(far.values()))  # the most distant of them decides
+    kept = min(1.0, (1 - far_share) / KEPT_SHARE)
+    step = far_share * STEP / max(STEP, kept * max(far.values()))  # the most distant of them decides
     followed = shares(weights)
 
     def combine(spec: TensorSpec, mine: Tensor, theirs: Sequence[Iterator[Tensor]]) -> Tensor:
