@@ -36,7 +36,7 @@ RULES = (  # and the own model's share in a merge
     ("DecDiff", 0.1),
     ("AlignedDecDiff", 0.1),
     ("Adaptive", 0.1),
-    ("none", 1.0),
+    ("none", 1.0),  # no merges any more
 )
 Curves = dict[str, dict[str, dict[str, list[float]]]]  # case → rule and share → seed → accuracies, before and after `LOOKS`
 
