@@ -19,9 +19,9 @@ SHAPES = ("halves", "lopsided", "one", "one_way", "bridge", "flapping")
 
 # How often a group of keys is drawn, and how. Ranges: docs of the test catalogue (M4, M7, M11), shortened to runs of a minute
 Draw = Callable[[Random, float], dict[str, Any]]
-ISLANDS_SHARE = (
-    0.6  # of the faults' time: models that learned apart are brought together in bounded steps, over ten or twelve rounds
-)
+# Islands meet within this part of the time of faults: models that learned apart come together in bounded steps, over ten or twelve
+# rounds. Where they may meet until its end, 3 of 93 seeds are not together in time (290, 1034, 1626 of the first 2,000).
+ISLANDS_SHARE = 0.6
 GROUPS: tuple[tuple[float, Draw], ...] = (
     (0.5, lambda r, end: {"loss": r.uniform(0, 0.3)}),
     (0.4, lambda r, end: {"duplicate": r.uniform(0, 0.5), "reorder_s": r.uniform(0, 5)}),
