@@ -19,7 +19,7 @@ SHAPES = ("halves", "lopsided", "one", "one_way", "bridge", "flapping")
 
 # How often a group of keys is drawn, and how. Ranges: docs of the test catalogue (M4, M7, M11), shortened to runs of a minute
 Draw = Callable[[Random, float], dict[str, Any]]
-# Islands meet within this part of the time of faults: models that learned apart come together in bounded steps, over ten or twelve
+# Islands meet within this part of the time of faults: models that learned apart come together in bounded steps, over ten or more
 # rounds. Where they may meet until its end, 3 of 93 seeds are not together in time (290, 1034, 1626 of the first 2,000).
 ISLANDS_SHARE = 0.6
 GROUPS: tuple[tuple[float, Draw], ...] = (
